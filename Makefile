@@ -25,7 +25,7 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format
 
 docs: $(VENV)/installed-docs
-	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 
 bench: $(VENV)/installed-bench
 	set -e; for script in benchmarks/bench_*.py; do $(BIN)/python $$script; done

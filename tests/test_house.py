@@ -130,7 +130,9 @@ def test_every_form_of_import_is_seen(tree, source):
 
 
 def test_relative_imports_climb_from_a_subpackage(tree):
-    graph = tree(a="", room__in____init__="from .x import y", room__in__x="from ..a import z\nfrom . import w")
+    graph = tree(
+        a="", room__in____init__="from .x import y", room__in__x="from ..a import z\nfrom . import w"
+    )
     assert graph["house.room"] == {"house.room.x"}
     assert graph["house.room.x"] == {"house.a", "house.room"}
 
