@@ -1,0 +1,183 @@
+"""A variational autoencoder."""
+
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.nn import PyroModule, PyroParam, pyro_method
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyro_lvm.models._base import check_choice, check_count, check_positive, check_rows
+from pyro_lvm.nn import MLP
+
+__all__ = ["VAE"]
+
+_LOG_SCALE_BOUND = 7.0  # scales of the guide from 0.0009 to 1100
+
+
+class VAE(PyroModule):
+    r"""A variational autoencoder.
+
+    .. math::
+
+        z_i &\sim \mathcal{N}(0, I_L) \\
+        x_i \mid z_i &\sim \mathrm{Bernoulli}\big(1 / (1 + \exp(-f(z_i)))\big)
+        \quad\text{or}\quad \mathcal{N}\big(f(z_i), \mathrm{diag}(\sigma^2)\big), \qquad i = 1, \dots, N
+
+    with the decoder :math:`f`. The model brings its own guide,
+
+    .. math::
+
+        q(z_i \mid x_i) = \mathcal{N}\big(m(x_i), \mathrm{diag}(s(x_i)^2)\big),
+
+    whose :math:`m` and :math:`\log s` come from the encoder. Its log-scales are bounded smoothly, by
+    :math:`7 \tanh(\cdot / 7)`: without a bound one unusual row can send `exp` to infinity, and a hard clamp
+    would leave such a row without gradient.
+
+    With `beta` other than 1 the objective (in nats) is
+    :math:`\mathbb{E}_q \log p(x \mid z) - \beta\,\mathrm{KL}(q(z \mid x) \,\|\, p(z))`: a lower bound of
+    :math:`\log p(x)` for :math:`\beta \ge 1` only.
+
+    A Bernoulli likelihood is one of zeros and ones. Pyro's validation refuses values in between; with
+    validation off they give the cross-entropy, which is no log-likelihood. Binarise grey values: `x > 0.5`,
+    or `torch.bernoulli(x)`.
+
+    Sites: `z` `[N, L]`, latent; `x` `[N, D]`, observed. Parameters: those of `encoder` and `decoder`, and for
+    the normal likelihood `scale` `[D]`, the standard deviations :math:`\sigma`.
+
+    Args:
+        num_features: Number of features, :math:`D`.
+        num_latents: Dimension of the latent space, :math:`L`.
+        hidden: Widths of the encoder's hidden layers; the decoder has them in reverse.
+        likelihood: `"bernoulli"` or `"normal"`.
+        encoder: A module that takes `[*, D]` to `[*, 2 L]`, the locs and the log-scales. None builds an
+            :class:`~pyro_lvm.nn.MLP`.
+        decoder: A module that takes `[*, L]` to `[*, D]`, the logits or the locs. None builds an
+            :class:`~pyro_lvm.nn.MLP`.
+        beta: Weight of the Kullback-Leibler term.
+
+    Raises:
+        TypeError: If a count is not an integer, `beta` not a number, or a network not a module.
+        ValueError: If a count or `beta` is not positive, or the likelihood is neither of the two.
+
+    References:
+        D. P. Kingma and M. Welling, "Auto-encoding variational Bayes" (2014),
+        https://arxiv.org/abs/1312.6114, appendix C. I. Higgins et al., "beta-VAE" (2017), equation 4.
+
+    Example:
+        >>> import torch
+        >>> from pyro_lvm.models import VAE
+        >>> _ = torch.manual_seed(0)
+        >>> vae = VAE(num_features=6, num_latents=2, hidden=(16,))
+        >>> loc, scale = vae.encode(torch.ones(4, 6))
+        >>> loc.shape, scale.shape
+        (torch.Size([4, 2]), torch.Size([4, 2]))
+        >>> vae.decode(loc).shape
+        torch.Size([4, 6])
+    """
+
+    encoder: nn.Module
+    decoder: nn.Module
+    scale: Tensor
+    _zeros: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        num_latents: int,
+        hidden: Sequence[int] = (256,),
+        likelihood: str = "bernoulli",
+        encoder: nn.Module | None = None,
+        decoder: nn.Module | None = None,
+        beta: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.num_features = D = check_count("num_features", num_features)
+        self.num_latents = L = check_count("num_latents", num_latents)
+        self.likelihood = check_choice("likelihood", likelihood, ("bernoulli", "normal"))
+        self.beta = check_positive("beta", beta)
+        for name, network in (("encoder", encoder), ("decoder", decoder)):
+            if network is not None and not isinstance(network, nn.Module):
+                raise TypeError(f"{name}: expected a torch module or None, got {network!r}")
+        self.encoder = MLP(D, hidden, 2 * L) if encoder is None else encoder
+        self.decoder = MLP(L, hidden[::-1], D) if decoder is None else decoder
+        if likelihood == "normal":
+            self.scale = PyroParam(torch.ones(D), constraints.positive)  # type: ignore[assignment]
+        self.register_buffer("_zeros", torch.zeros(L), persistent=False)  # knows the dtype and device
+
+    def forward(self, x: Tensor) -> None:
+        """The model.
+
+        Args:
+            x: Data, `[N, D]`. Integers are converted.
+
+        Raises:
+            TypeError: If `x` is not a tensor.
+            ValueError: If `x` or the decoder's output has another shape, or `x` a floating dtype that is not
+                that of the model.
+        """
+        x = check_rows("x", x, self.num_features, self._zeros.dtype)
+        with pyro.plate("rows", len(x)):
+            with poutine.scale(scale=self.beta):
+                z = pyro.sample("z", dist.Normal(self._zeros, self._zeros + 1).to_event(1))
+            decoded = self.decode(z)
+            if self.likelihood == "normal":
+                density = dist.Normal(decoded, self.scale).to_event(1)
+            else:
+                density = dist.Bernoulli(logits=decoded).to_event(1)
+            pyro.sample("x", density, obs=x)
+
+    @pyro_method
+    def guide(self, x: Tensor) -> None:
+        """The guide: a diagonal normal for each row, by the encoder.
+
+        Args:
+            x: Data, `[N, D]`. Integers are converted.
+
+        Raises:
+            ValueError: If the encoder's output has another shape, and what the model raises.
+        """
+        loc, scale = self.encode(x)
+        with pyro.plate("rows", len(loc)), poutine.scale(scale=self.beta):
+            pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Locs and scales of the guide.
+
+        Args:
+            x: Data, `[N, D]`.
+
+        Returns:
+            Two tensors `[N, L]`.
+        """
+        x = check_rows("x", x, self.num_features, self._zeros.dtype)
+        encoded = self.encoder(x)
+        expected = torch.Size([len(x), 2 * self.num_latents])
+        if encoded.shape != expected:
+            raise ValueError(
+                f"encoder: expected an output of shape {list(expected)} (loc and log-scale) for an input of "
+                f"shape {list(x.shape)}, got {list(encoded.shape)}"
+            )
+        loc, log_scale = encoded.chunk(2, -1)
+        return loc, (_LOG_SCALE_BOUND * (log_scale / _LOG_SCALE_BOUND).tanh()).exp()
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Logits of the Bernoulli likelihood, or locs of the normal one.
+
+        Args:
+            z: Latents, `[*, L]`.
+
+        Returns:
+            A tensor `[*, D]`.
+        """
+        decoded = self.decoder(z)
+        expected = (*z.shape[:-1], self.num_features)
+        if decoded.shape != expected:
+            raise ValueError(
+                f"decoder: expected an output of shape {list(expected)} for an input of shape "
+                f"{list(z.shape)}, got {list(decoded.shape)}"
+            )
+        return decoded
