@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ ORDER = (
     "data",
     "params",
     "sites",
+    "vectorize",
     "compiling",
     "nn",
     "transforms",
@@ -24,6 +26,7 @@ ORDER = (
     "guides",
     "families",
     "models",
+    "program",
     "elbo",
     "importance",
     "plots",
@@ -95,6 +98,13 @@ def test_imports_point_upwards():
     assert out_of_order(import_graph(PACKAGE), ORDER) == []
 
 
+def test_the_design_describes_every_room_in_order():
+    design = (PACKAGE.parent / "docs" / "design.md").read_text()
+    described = re.findall(r"^\| `(\w+)(?:\.py|/)` \|", design, flags=re.MULTILINE)
+    assert described == [room for room in ORDER if room in described]
+    assert {module.split(".")[1] for module in import_graph(PACKAGE) if "." in module} <= set(described)
+
+
 @pytest.fixture
 def tree(tmp_path):
     """Writes a package `house` from the sources of its files, and returns its import graph."""
@@ -130,9 +140,7 @@ def test_every_form_of_import_is_seen(tree, source):
 
 
 def test_relative_imports_climb_from_a_subpackage(tree):
-    graph = tree(
-        a="", room__in____init__="from .x import y", room__in__x="from ..a import z\nfrom . import w"
-    )
+    graph = tree(a="", room__in____init__="from .x import y", room__in__x="from ..a import z\nfrom . import w")
     assert graph["house.room"] == {"house.room.x"}
     assert graph["house.room.x"] == {"house.a", "house.room"}
 
