@@ -3,8 +3,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-slow lint format docs bench clean
-# A stamp outlives the run that made it, although only a pattern names it.
-.SECONDARY:
 
 demo: $(VENV)/installed-examples
 	$(BIN)/python examples/demo.py
