@@ -105,7 +105,7 @@ class VAE(PyroModule):
         self.encoder = MLP(D, hidden, 2 * L) if encoder is None else encoder
         self.decoder = MLP(L, hidden[::-1], D) if decoder is None else decoder
         if likelihood == "normal":
-            self.scale = PyroParam(torch.ones(D), constraints.positive)  # type: ignore[assignment]
+            self.scale = PyroParam(torch.ones(D), constraints.positive)
         self.register_buffer("_zeros", torch.zeros(L), persistent=False)  # knows the dtype and device
 
     def forward(self, x: Tensor) -> None:
