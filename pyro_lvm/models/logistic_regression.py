@@ -166,9 +166,7 @@ class BayesianLogisticRegression(PyroModule):
                 raise ValueError(
                     f"draws: expected {name!r} of shape [{', '.join(map(str, ('S', *shape)))}] for S draws, "
                     f"or {list(shape)} for a point, and got "
-                    + ", ".join(
-                        f"{key!r} of shape {list(torch.as_tensor(draws[key]).shape)}" for key in point
-                    )
+                    + ", ".join(f"{key!r} of shape {list(torch.as_tensor(draws[key]).shape)}" for key in point)
                 )
 
         total = X.new_zeros(len(X), 1 if binary else C)

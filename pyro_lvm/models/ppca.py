@@ -63,9 +63,7 @@ class PPCA(AssignableModule):
         self.num_latents = check_count("num_latents", num_latents)
         self.num_features = check_count("num_features", num_features)
         if self.num_latents > self.num_features:
-            raise ValueError(
-                f"num_latents: expected at most num_features, {self.num_features}, got {self.num_latents}"
-            )
+            raise ValueError(f"num_latents: expected at most num_features, {self.num_features}, got {self.num_latents}")
         self._add_param("loading", _LOADING_SCALE * torch.randn(self.num_features, self.num_latents))
         self._add_param("loc", torch.zeros(self.num_features))
         self._add_param("noise", torch.tensor(1.0), constraints.positive)
