@@ -15,6 +15,8 @@ import pyro_lvm
 PACKAGE = Path(pyro_lvm.__file__).parent
 
 ORDER = (
+    "randomness",
+    "files",
     "data",
     "params",
     "sites",

@@ -1,0 +1,238 @@
+"""Rows: what the user passed as data, checked, converted to tensors and cut into minibatches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pyro_lvm import randomness
+
+
+def as_tensor(value: Any, where: str = "the data") -> Any:
+    """Tensors as they are, arrays and data frames as tensors, anything else untouched.
+
+    Floating-point arrays become torch's default dtype. Integer and boolean arrays keep their kind: they are counts,
+    labels or indices, and an index that became a float could no longer select.
+
+    Raises:
+        TypeError: for arrays that hold neither numbers nor booleans.
+    """
+    if isinstance(value, Tensor) or value is None or np.isscalar(value):
+        return value
+    if hasattr(value, "to_numpy"):
+        value = value.to_numpy()
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.dtype.kind == "f":
+        return torch.tensor(value, dtype=torch.get_default_dtype())
+    if value.dtype.kind in "iu":
+        return torch.tensor(value.astype(np.int64))
+    if value.dtype.kind == "b":
+        return torch.tensor(value)
+    raise TypeError(
+        f"{where} has dtype {value.dtype}, which is no number: encode text and categories as numbers first "
+        "(pandas.get_dummies, or integer codes)"
+    )
+
+
+def check_finite(tensor: Any, where: str) -> None:
+    """Refuse NaN and infinity, naming the first row that holds one.
+
+    Raises:
+        ValueError: if an entry is not finite.
+    """
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        return
+    bad = ~torch.isfinite(tensor)
+    if bad.any():
+        at = bad.nonzero()[0].tolist()
+        place = f"row {at[0]}" + (f", entry {at[1:]}" if len(at) > 1 else "") if at else "its only entry"
+        raise ValueError(
+            f"{where} is not finite: {tensor[tuple(at)].item()} in {place} ({int(bad.sum())} in all). "
+            "Remove or impute these entries first"
+        )
+
+
+class Data:
+    """The positional data of a call: tensors, some of which have one entry per row.
+
+    An argument has rows if its first dimension is that of the first argument; the others pass whole.
+
+    Args:
+        args: What the user passed.
+        rows: Positions of the arguments that have rows, instead of the rule above.
+        device: Where to put the tensors; where they are, if None.
+
+    Raises:
+        ValueError: for entries that are not finite, for row arguments of unequal length, and for no rows at all.
+        TypeError: for arrays that hold no numbers, or a wrong ``rows``.
+    """
+
+    def __init__(
+        self, args: Sequence[Any], rows: Sequence[int] | None = None, device: torch.device | str | None = None
+    ) -> None:
+        tensors = [as_tensor(a, f"data argument {i}") for i, a in enumerate(args)]
+        for i, tensor in enumerate(tensors):
+            check_finite(tensor, f"data argument {i}")
+        if device is not None:
+            tensors = [t.to(device) if isinstance(t, Tensor) else t for t in tensors]
+        self.args: tuple[Any, ...] = tuple(tensors)
+        lengths = [len(t) if isinstance(t, Tensor) and t.dim() else None for t in tensors]
+        if rows is None:
+            self.has_rows = tuple(n is not None and n == lengths[0] for n in lengths)
+        else:
+            self.has_rows = _row_arguments(rows, lengths)
+        with_rows = [n for n, has in zip(lengths, self.has_rows, strict=True) if has and n is not None]
+        self.num_rows: int | None = with_rows[0] if with_rows else None
+        if self.num_rows == 0:
+            raise ValueError("the data has no rows: its first dimension is 0")
+
+    def take(self, index: Tensor | slice) -> tuple[Any, ...]:
+        """The arguments with only the rows that ``index`` selects."""
+        return tuple(a[index] if has else a for a, has in zip(self.args, self.has_rows, strict=True))
+
+    def fingerprint(self) -> str:
+        """A hash of every argument's shape, dtype and bytes."""
+        digest = hashlib.sha256()
+        for a in self.args:
+            if isinstance(a, Tensor):
+                digest.update(f"{tuple(a.shape)} {a.dtype}".encode())
+                digest.update(a.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            else:
+                digest.update(repr(a).encode())
+        return digest.hexdigest()
+
+
+def _row_arguments(rows: Sequence[int], lengths: Sequence[int | None]) -> tuple[bool, ...]:
+    if isinstance(rows, str) or not isinstance(rows, Sequence) or not all(type(i) is int for i in rows):
+        raise TypeError(f"rows must list the positions of the data arguments that have rows, such as [0, 1]; got {rows!r}")
+    for i in rows:
+        if not 0 <= i < len(lengths) or lengths[i] is None:
+            raise ValueError(f"rows names position {i}, but there are {len(lengths)} data arguments, and it must be a tensor")
+    if len({lengths[i] for i in rows}) > 1:
+        raise ValueError(f"the arguments named by rows differ in length: {[lengths[i] for i in rows]}")
+    return tuple(i in rows for i in range(len(lengths)))
+
+
+def check_weight(weight: Any, num_rows: int | None) -> Tensor | None:
+    """A row weight as a tensor ``[N]``.
+
+    Raises:
+        ValueError: if its shape is not ``[N]`` or an entry is negative or not finite.
+    """
+    if weight is None:
+        return None
+    weight = as_tensor(np.asarray(weight) if isinstance(weight, list | tuple) else weight, "sample_weight")
+    if not isinstance(weight, Tensor) or num_rows is None or weight.shape != (num_rows,):
+        shape = list(weight.shape) if isinstance(weight, Tensor) else weight
+        raise ValueError(f"sample_weight must have one entry per row, shape [{num_rows}]; got {shape}")
+    weight = weight if weight.is_floating_point() else weight.to(torch.get_default_dtype())
+    check_finite(weight, "sample_weight")
+    if (weight < 0).any() or not weight.any():
+        raise ValueError("sample_weight must be non-negative, with at least one positive entry")
+    return weight
+
+
+Batch = tuple[tuple[Any, ...], Tensor | None]
+
+
+class WholeData:
+    """Every batch is the whole data."""
+
+    def __init__(self, data: Data, weight: Tensor | None) -> None:
+        self.batch: Batch = (data.args, weight)
+
+    def get(self, step: int) -> Batch:
+        """The batch of a step, counted from 0."""
+        return self.batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must carry."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken."""
+
+
+class ShuffledRows(WholeData):
+    """Minibatches without replacement, newly shuffled each epoch; the last of an epoch may be short.
+
+    The order of epoch e is a pure function of (seed, e), so that no state is carried.
+    """
+
+    def __init__(self, data: Data, weight: Tensor | None, batch_size: int, seed: int) -> None:
+        super().__init__(data, weight)
+        assert data.num_rows is not None
+        self.data, self.weight, self.batch_size, self.seed = data, weight, batch_size, seed
+        self.num_batches = -(-data.num_rows // batch_size)
+        self.epoch = -1
+
+    def get(self, step: int) -> Batch:
+        """The batch of a step, counted from 0."""
+        epoch, position = divmod(step, self.num_batches)
+        if epoch != self.epoch:
+            generator = torch.Generator().manual_seed(int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]))
+            self.order = torch.randperm(self.data.num_rows, generator=generator)
+            self.epoch = epoch
+        index = self.order[position * self.batch_size : (position + 1) * self.batch_size]
+        return self.data.take(index), None if self.weight is None else self.weight[index]
+
+
+class LoaderRows:
+    """Batches from a torch ``DataLoader``, begun anew whenever it ends.
+
+    A checkpoint carries the random state at the start of the epoch; continuing replays the epoch up to its place.
+    """
+
+    def __init__(self, loader: DataLoader, device: torch.device | str | None) -> None:
+        self.loader, self.device = loader, device
+        self.iterator: Iterator | None = None
+        self.start: dict[str, dict[str, Tensor]] = {}
+        self.taken = 0
+
+    def get(self, step: int) -> Batch:
+        """The next batch; the loader keeps its own count."""
+        if self.iterator is None:
+            self._begin()
+        try:
+            batch = next(self.iterator)  # type: ignore[arg-type]
+        except StopIteration:
+            self._begin()
+            batch = next(self.iterator)  # type: ignore[arg-type]
+        self.taken += 1
+        return loader_arguments(batch, self.device), None
+
+    def _begin(self) -> None:
+        self.start = {"torch": randomness.get_state()}
+        if self.loader.generator is not None:
+            self.start["loader"] = {"generator": self.loader.generator.get_state()}
+        self.iterator, self.taken = iter(self.loader), 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must carry."""
+        return {"start": self.start, "taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken."""
+        if not state["start"]:
+            return
+        now = randomness.get_state()
+        randomness.set_state(state["start"]["torch"])
+        if self.loader.generator is not None:
+            self.loader.generator.set_state(state["start"]["loader"]["generator"])
+        self._begin()
+        for _ in range(state["taken"]):
+            next(self.iterator)  # type: ignore[arg-type]
+        self.taken = state["taken"]
+        randomness.set_state(now)
+
+
+def loader_arguments(batch: Any, device: torch.device | str | None) -> tuple[Any, ...]:
+    """A ``DataLoader``'s batch as checked positional arguments of the model."""
+    return Data(tuple(batch) if isinstance(batch, list | tuple) else (batch,), device=device).args

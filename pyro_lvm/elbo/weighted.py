@@ -1,0 +1,67 @@
+"""The ELBO of a model with enumerated sites whose rows have weights, which Pyro's TraceEnum_ELBO refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from pyro_lvm.elbo.contraction import enumerate_model, log_density
+from pyro_lvm.program import Program
+from pyro_lvm.sites import is_enumerated, sample_sites
+
+
+class WeightedTraceEnum_ELBO(ELBO):  # noqa: N801  named as Pyro names its estimators
+    """``log p(outside) - log q(outside) + sum_i w_i (log p_i - log q_i)``, enumerated sites of row i summed out in p_i.
+
+    With weights of one it is ``TraceEnum_ELBO``. Model-side enumeration and reparametrised guide sites only.
+
+    Args:
+        program: The model and guide.
+        num_particles: Draws from the guide.
+    """
+
+    def __init__(self, program: Program, num_particles: int = 1) -> None:
+        super().__init__(num_particles=num_particles, max_plate_nesting=program.max_plate_nesting)
+        self.program = program
+
+    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        """The negative ELBO in nats. The rows' factors are read from the scale of a site in the row plate."""
+        total = torch.zeros(())
+        for _ in range(self.num_particles):
+            drawn = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
+            self._check(drawn)
+            trace = enumerate_model(model, args, kwargs, self.max_plate_nesting, drawn)
+            outside, rows = log_density(trace, self.program.sites.row_plate)
+            drawn.compute_log_prob()
+            for name, site in sample_sites(drawn).items():
+                if self.program.row_dim(name, site) is None:
+                    outside = outside - site["log_prob_sum"]
+                else:
+                    outside = outside - site["log_prob"].sum()
+            assert rows is not None
+            total = total - outside - (rows * self._factor(trace)).sum()
+        return total / self.num_particles
+
+    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """The negative ELBO as a number."""
+        with torch.no_grad():
+            return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def _factor(self, trace: poutine.Trace) -> Tensor:
+        name = next(n for n in self.program.sites.local if n in trace.nodes)
+        return torch.as_tensor(trace.nodes[name]["scale"]).reshape(-1)
+
+    @staticmethod
+    def _check(drawn: poutine.Trace) -> None:
+        for name, site in sample_sites(drawn).items():
+            if is_enumerated(site) or not site["fn"].has_rsample:
+                raise ValueError(
+                    f"sample_weight with enumerated sites needs reparametrised guide sites, and {name!r} is not: "
+                    "repeat the rows instead of weighting them"
+                )

@@ -1,0 +1,140 @@
+"""Guides by name, and what a guide says about each site's posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoGuide,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+    init_to_median,
+)
+from pyro.infer.autoguide.guides import AutoContinuous
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+
+from pyro_lvm.sites import Sites
+
+_NAMED: dict[str, type[AutoGuide]] = {
+    "mean_field": AutoNormal,
+    "full_rank": AutoMultivariateNormal,
+    "low_rank": AutoLowRankMultivariateNormal,
+    "map": AutoDelta,
+}
+
+
+def no_guide(*args: Any, **kwargs: Any) -> None:
+    """The guide of a model whose latents are all enumerated."""
+
+
+def resolve(model: Callable, guide: Any, sites: Sites) -> Callable:
+    """The guide that the user means.
+
+    Args:
+        model: The model.
+        guide: A callable, an AutoGuide, a name, or None for ``model.guide`` if there is one.
+        sites: The sites of the model.
+
+    Raises:
+        TypeError: if the guide is data.
+        ValueError: for an unknown name, and for latents that no guide covers.
+    """
+    if isinstance(guide, Tensor) or hasattr(guide, "__array__"):
+        raise TypeError(
+            "the second argument is the guide, and data came in its place; write fit(model, None, *data) "
+            "for a model that needs no guide, or fit(model, 'mean_field', *data)"
+        )
+    if guide is None:
+        guide = getattr(model, "guide", None)
+    if guide is None:
+        if sites.latent:
+            raise ValueError(
+                f"the latent sites {list(sites.latent)} are not enumerated and need a guide: "
+                "pass 'mean_field', or mark discrete sites with infer={'enumerate': 'parallel'}"
+            )
+        return no_guide
+    if isinstance(guide, str):
+        return _by_name(model, guide, sites)
+    if not callable(guide):
+        raise TypeError(f"guide must be a callable, one of {sorted(_NAMED)} or None; got {type(guide).__name__}")
+    return guide
+
+
+def _by_name(model: Callable, name: str, sites: Sites) -> AutoGuide:
+    if name not in _NAMED:
+        raise ValueError(f"unknown guide {name!r}; known are {sorted(_NAMED)}")
+    if not sites.latent:
+        raise ValueError(f"guide={name!r} has nothing to cover: the model has no latent site that is not enumerated")
+    visible = poutine.block(model, hide=list(sites.enumerated)) if sites.enumerated else model
+    return _NAMED[name](visible, init_loc_fn=init_to_median)
+
+
+def shares_rows(guide: Callable) -> bool:
+    """Whether a guide keeps one parameter per element of the latents it first saw, as all AutoGuides do."""
+    return isinstance(guide, AutoGuide)
+
+
+def couples_rows(guide: Callable) -> bool:
+    """Whether a guide draws all latents from one joint distribution, so that rows have no log q of their own."""
+    return isinstance(guide, AutoContinuous)
+
+
+def is_point(guide: Callable) -> bool:
+    """Whether a guide is a point and has no density."""
+    return isinstance(guide, AutoDelta)
+
+
+def distributions(guide: Callable, trace: poutine.Trace, latent: tuple[str, ...]) -> dict[str, dist.Distribution]:
+    """The guide's distribution of each latent site, where there is one in closed form.
+
+    Args:
+        guide: The guide.
+        trace: A trace of it.
+        latent: The latent sites of the model.
+    """
+    if isinstance(guide, AutoNormal):
+        return {name: _pushed(trace.nodes[f"{name}_unconstrained"]["fn"], guide, name) for name in latent}
+    if isinstance(guide, AutoDiagonalNormal | AutoMultivariateNormal | AutoLowRankMultivariateNormal):
+        joint = guide.get_posterior()
+        return {name: _marginal(joint, guide, name, part) for name, part in _parts(guide).items()}
+    if isinstance(guide, AutoGuide) and not isinstance(guide, AutoDelta):
+        return {}
+    return {name: trace.nodes[name]["fn"] for name in latent if name in trace.nodes}
+
+
+def _parts(guide: AutoContinuous) -> dict[str, slice]:
+    parts, start = {}, 0
+    for name, shape in guide._unconstrained_shapes.items():
+        parts[name] = slice(start, start + shape.numel())
+        start = parts[name].stop
+    return parts
+
+
+def _marginal(joint: dist.Distribution, guide: AutoContinuous, name: str, part: slice) -> dist.Distribution:
+    shape = guide._unconstrained_shapes[name]
+    site = guide.prototype_trace.nodes[name]
+    event_dim = site["fn"].event_dim + len(shape) - site["value"].dim()
+    if event_dim == 0 or isinstance(joint, dist.Independent):
+        normal = dist.Normal(joint.mean[part], joint.variance[part].sqrt())
+        base = dist.Normal(normal.loc.reshape(shape), normal.scale.reshape(shape)).to_event(event_dim)
+    else:
+        base = dist.MultivariateNormal(joint.mean[part], joint.covariance_matrix[part, part])
+        if event_dim > 1 or len(shape) > 1:
+            to_shape = torch.distributions.transforms.ReshapeTransform((part.stop - part.start,), tuple(shape))
+            base = dist.TransformedDistribution(base, [to_shape])
+    return _pushed(base, guide, name)
+
+
+def _pushed(base: dist.Distribution, guide: AutoGuide, name: str) -> dist.Distribution:
+    """The distribution of the constrained value of a site."""
+    support = guide.prototype_trace.nodes[name]["fn"].support
+    unbounded = getattr(support, "base_constraint", support) is constraints.real
+    return base if unbounded else dist.TransformedDistribution(base, [biject_to(support)])

@@ -1,0 +1,182 @@
+"""A model and its guide made ready on data: sites sorted, row plate found, guide built, parameters collected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from pyro_lvm.data import Data
+from pyro_lvm.guides import couples_rows, no_guide, resolve, shares_rows
+from pyro_lvm.params import Bound, Parameters, Values, private_statements
+from pyro_lvm.sites import ScaleRows, describe, find_row_plate, plate_nesting, prior_trace, sample_sites
+
+
+class Program:
+    """A model and its guide, ready to be evaluated as pure functions of their parameters.
+
+    Args:
+        model: A Pyro model.
+        guide: A guide, a name, or None.
+        data: The data.
+        example: Arguments on which the programs are run to see what they do; the whole data, if None.
+        model_kwargs: Keyword arguments of model and guide.
+        plate: The name of the row plate, if it must be named.
+
+    Raises:
+        TypeError: if the model is not callable or the guide is data.
+        ValueError: for latents that no guide covers, a guide that misses latents of the model or knows others, dtypes
+            that clash, and parameters that cannot be found.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Any,
+        data: Data,
+        example: tuple[Any, ...] | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        plate: str | None = None,
+    ) -> None:
+        if not callable(model):
+            raise TypeError(f"model must be a callable with Pyro statements; got {type(model).__name__}")
+        self.model, self.data = model, data
+        self.model_kwargs = dict(model_kwargs or {})
+        self.example = data.args if example is None else example
+        if not getattr(model, "initialized", True):
+            model.initialize(*self.example, **self.model_kwargs)  # type: ignore[attr-defined]
+        try:
+            self._inspect(guide, plate)
+        except RuntimeError as error:
+            if "dtype" in str(error):
+                raise ValueError(f"{self._dtypes()}; the model failed on them: {error}") from error
+            raise
+        self._check_dtypes()
+
+    def _inspect(self, guide: Any, plate: str | None) -> None:
+        store = pyro.get_param_store()
+        with store.scope():
+            with private_statements(self.model):
+                trace = prior_trace(self.model, *self.example, **self.model_kwargs)
+                row_plate = find_row_plate(self.model, self.data, self.model_kwargs, plate)
+            self.sites = describe(trace, row_plate)
+            self.guide = resolve(self.model, guide, self.sites)
+            with private_statements(self.model, self.guide):
+                # the first call of an AutoGuide makes its parameters
+                covered = self._check_guide(poutine.trace(self.guide).get_trace(*self.example, **self.model_kwargs))
+            self.sites = replace(
+                self.sites,
+                latent=tuple(n for n in (*self.sites.latent, *self.sites.enumerated) if n in covered),
+                enumerated=tuple(n for n in self.sites.enumerated if n not in covered),
+            )
+            store.clear()
+            self.parameters = Parameters({"model": self.model, "guide": self.guide}, self._run_once)
+            if len(store):
+                raise ValueError(
+                    f"the parameters {sorted(store.keys())} are hidden from the fit by poutine.block; "
+                    "name the sites to hide (poutine.block(fn, hide=[...])) so that pyro.param stays visible"
+                )
+
+    def _run_once(self) -> Tensor:
+        """A scalar that depends on every parameter that a run uses."""
+        guide = poutine.trace(self.guide).get_trace(*self.example, **self.model_kwargs)
+        model = poutine.trace(poutine.replay(self.model, trace=guide))
+        trace = model.get_trace(*self.example, **self.model_kwargs)
+        self.max_plate_nesting = plate_nesting(trace, guide)
+        self.guide_enumerates = any(s["infer"].get("enumerate") for s in sample_sites(guide).values())
+        terms = [s["fn"].log_prob(s["value"]).sum() for t in (guide, trace) for s in sample_sites(t).values()]
+        values = [s["value"] for t in (guide, trace) for s in t.nodes.values() if s["type"] in ("sample", "param")]
+        differentiable = [v.sum() for v in values if isinstance(v, Tensor) and v.requires_grad]
+        return torch.stack([t.reshape(()).to(torch.float64) for t in terms + differentiable]).sum()
+
+    def _check_guide(self, guide_trace: poutine.Trace) -> set[str]:
+        covered = sample_sites(prune_subsample_sites(guide_trace))
+        extra = [
+            n for n, s in covered.items()
+            if n not in (*self.sites.latent, *self.sites.enumerated)
+            and not s["is_observed"] and not s["infer"].get("is_auxiliary")
+        ]
+        missing = [n for n in self.sites.latent if n not in covered]
+        if missing:
+            raise ValueError(
+                f"the guide has no site {missing[0]!r}, which the model leaves latent; its sites are {sorted(covered)}. "
+                "Add it to the guide, pass 'mean_field', or mark a discrete site with infer={'enumerate': 'parallel'}"
+            )
+        if extra:
+            raise ValueError(
+                f"the guide samples {extra[0]!r}, which the model does not have; its latent sites are "
+                f"{list(self.sites.latent)} (auxiliary sites take infer={{'is_auxiliary': True}})"
+            )
+        return set(covered)
+
+    def _dtypes(self) -> str:
+        found = sorted({str(a.dtype) for a in self.data.args if isinstance(a, Tensor) and a.is_floating_point()})
+        return f"the data has dtype {' and '.join(found)}, torch's default is {torch.get_default_dtype()}"
+
+    def _check_dtypes(self) -> None:
+        params = {v.dtype for v in self.parameters.start().values() if v.is_floating_point()}
+        data = {a.dtype for a in self.example if isinstance(a, Tensor) and a.is_floating_point()}
+        if params and data and params != data:
+            raise ValueError(
+                f"the data has dtype {sorted(map(str, data))}, the parameters have {sorted(map(str, params))}: "
+                "convert the data (x.float()) or the model (model.double(), torch.set_default_dtype)"
+            )
+
+    @property
+    def covers_fitted_rows_only(self) -> bool:
+        """Whether the guide's local latents belong to the rows it was fitted on, so that it cannot take others."""
+        return bool(self.sites.local_latent) and shares_rows(self.guide)
+
+    @property
+    def guide_grows(self) -> bool:
+        """Whether the guide has ``pyro.param`` statements whose shape follows the rows."""
+        if not self.sites.local_latent or self.data.num_rows in (None, 1):
+            return False
+        with pyro.get_param_store().scope(), private_statements(self.guide) as fewer:
+            self.guide(*self.data.take(slice(0, 1)), **self.model_kwargs)
+        start = self.parameters.start()
+        return any(v.shape != start[n].shape for n, v in fewer.unconstrained.items() if n in start)
+
+    @property
+    def couples_rows(self) -> bool:
+        """Whether the rows' local latents have one joint log q."""
+        return bool(self.sites.local_latent) and couples_rows(self.guide)
+
+    @property
+    def has_guide(self) -> bool:
+        """Whether there is anything to draw from the guide."""
+        return self.guide is not no_guide
+
+    def call(self, values: Values, fn: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Call ``fn`` with the parameters at ``values``."""
+        return self.parameters.call(values, fn, *args, **kwargs)
+
+    def bind(self, values: Values, program: Callable) -> Bound:
+        """The model or guide at fixed values of its parameters."""
+        return Bound(self.parameters, values, program)
+
+    def scaling(self, args: Sequence[Any], num_rows: int | None, weight: Tensor | None) -> ScaleRows | None:
+        """A handler under which the rows in ``args`` stand for ``num_rows``, each as often as its weight says."""
+        plate = self.sites.row_plate
+        ratio = 1.0
+        if plate is not None and not plate.subsampled and num_rows is not None and any(self.data.has_rows):
+            ratio = num_rows / len(args[self.data.has_rows.index(True)])
+        if plate is None or (ratio == 1.0 and weight is None):
+            return None
+        return ScaleRows(self.sites, ratio, weight)
+
+    def row_dim(self, name: str, site: dict[str, Any]) -> int | None:
+        """The dimension of a guide's site that the rows index, or None for a site outside the row plate."""
+        plate = self.sites.row_plate
+        if plate is None:
+            return None
+        frames = [f for f in site["cond_indep_stack"] if f.vectorized and f.name == plate.name]
+        if frames:
+            return frames[0].dim
+        return plate.dim if name in self.sites.local_latent else None

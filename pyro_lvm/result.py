@@ -1,0 +1,264 @@
+"""The face that every fitted result shows: parameters, draws, predictions, scores, evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_lvm import files, randomness
+from pyro_lvm.data import Data
+from pyro_lvm.elbo.contraction import draw_enumerated, enumerate_model, responsibilities
+from pyro_lvm.guides import distributions
+from pyro_lvm.importance import Estimate, evidence, score
+from pyro_lvm.params import Bound, Values, private_statements
+from pyro_lvm.program import Program
+from pyro_lvm.sites import Uncondition, prior_trace, sample_sites
+from pyro_lvm.vectorize import repeat
+
+Draws = dict[str, Tensor]
+
+
+class Result:
+    """A model and guide at fitted parameters.
+
+    Attributes:
+        params: Constrained values by name.
+        num_steps: Optimisation steps taken.
+        seconds: Wall-clock time of the fit.
+        converged: Whether the objective had levelled off.
+        seed: The seed of the fit; draws without a ``seed=`` of their own use it too.
+    """
+
+    def __init__(self, program: Program, values: Values, *, num_steps: int, seconds: float, converged: bool, seed: int) -> None:
+        self._program = program
+        self._values = {name: v.detach().clone() for name, v in values.items()}
+        self.params = program.parameters.constrained(self._values)
+        self.num_steps, self.seconds, self.converged, self.seed = num_steps, seconds, converged, seed
+
+    @property
+    def model(self) -> Bound:
+        """The model with its parameters fixed at the fit."""
+        return self._program.bind(self._values, self._program.model)
+
+    @property
+    def guide(self) -> Bound:
+        """The guide with its parameters fixed at the fit."""
+        return self._program.bind(self._values, self._program.guide)
+
+    def sample(self, num_draws: int = 1_000, seed: int | None = None) -> Draws:
+        """Posterior draws of every latent of the fitted rows, enumerated sites included.
+
+        Args:
+            num_draws: S.
+            seed: Of the draws; the fit's, if None.
+
+        Returns:
+            For each latent site a tensor ``[S, ...]``.
+        """
+        _check_count("num_draws", num_draws)
+        with self._quiet(seed):
+            return repeat(lambda: self._latents(self._program.data.args, enumerated=True), num_draws)
+
+    def posterior(self, *data: Any, num_draws: int = 1_000) -> dict[str, dist.Distribution]:
+        """The posterior of each latent site as a distribution, where there is one in closed form.
+
+        Guide sites come as the guide has them. Enumerated sites come as their responsibilities: exact where the model
+        has no other latents, else averaged over draws of those.
+
+        Args:
+            data: Rows to condition on; the fitted ones, if none are given.
+            num_draws: How many draws of the other latents the responsibilities are averaged over.
+
+        Returns:
+            A distribution for each site.
+        """
+        args = self._arguments(data)
+        program, kwargs = self._program, self._program.model_kwargs
+        self._refuse_other_rows(data)
+        with torch.no_grad(), self._quiet(None):
+            trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
+            found = program.call(self._values, distributions, program.guide, trace, program.sites.latent)
+            if program.sites.enumerated:
+                count = num_draws if program.sites.latent else 1
+                means = repeat(lambda: self._responsibilities(args), count)
+                found |= {name: dist.Categorical(probs=p.mean(0)) for name, p in means.items()}
+            return found
+
+    def predict(self, *inputs: Any, num_draws: int = 1_000, seed: int | None = None) -> Draws:
+        """Draws from the posterior predictive distribution of every observed site.
+
+        Latents outside the row plate come from the posterior. Those inside it come from the guide where it can take
+        the given rows, and from the model's prior for rows that the guide does not know. Enumerated sites come from
+        their posterior given the inputs if these hold the observations, else from the prior.
+
+        Args:
+            inputs: Arguments of the model, without the observations of a supervised model (``y=None``); the fitted
+                data, if none are given.
+            num_draws: S.
+            seed: Of the draws; the fit's, if None.
+
+        Returns:
+            For each observed site a tensor ``[S, ...]``.
+        """
+        _check_count("num_draws", num_draws)
+        args = self._arguments(inputs)
+        with self._quiet(seed):
+            return repeat(lambda: self._predict(args, bool(inputs)), num_draws)
+
+    def score(self, *data: Any, num_draws: int = 1_000, seed: int | None = None) -> Estimate:
+        """log p(x_i) of each row, in nats.
+
+        Exact where every latent is enumerated; otherwise importance-sampled with the guide. Latents outside the row
+        plate are averaged over the guide, so that a row's score is its log posterior predictive density.
+
+        Args:
+            data: Rows; the fitted ones, if none are given.
+            num_draws: S.
+            seed: Of the draws; the fit's, if None.
+
+        Returns:
+            Values and standard errors, each ``[N]``.
+
+        Raises:
+            ValueError: if the model has no row plate, or the guide cannot take rows one by one.
+        """
+        _check_count("num_draws", num_draws)
+        args = self._arguments(data)
+        self._refuse_other_rows(data)
+        with self._quiet(seed):
+            return score(self._program, self._values, args, num_draws)
+
+    def evidence(self, num_particles: int = 1_000, proposal: str = "guide", seed: int | None = None) -> Estimate:
+        """log p(x) on all fitted rows, in nats, by importance sampling.
+
+        Args:
+            num_particles: Draws of the latents.
+            proposal: "guide", or "prior" for naive Monte Carlo, which shows why one wants a guide.
+            seed: Of the draws; the fit's, if None.
+
+        Returns:
+            The estimate and its standard error. A logarithm of a mean is biased down, the more so the larger the
+            error.
+
+        Raises:
+            ValueError: for an unknown proposal, and for a MAP fit, which has no density to weight by.
+        """
+        _check_count("num_particles", num_particles)
+        with self._quiet(seed):
+            return evidence(self._program, self._values, self._program.data.args, num_particles, proposal)
+
+    def _arguments(self, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        return Data(given).args if given else self._program.data.args
+
+    def _refuse_other_rows(self, given: tuple[Any, ...]) -> None:
+        if given and self._program.covers_fitted_rows_only:
+            raise ValueError(
+                f"the guide keeps parameters for the latents {list(self._program.sites.local_latent)} of the fitted "
+                "rows alone: other rows need an amortized guide, a function of the rows"
+            )
+
+    def _quiet(self, seed: int | None) -> ExitStack:
+        """Random numbers from a seed, and the user's modules in evaluation mode."""
+        stack = ExitStack()
+        stack.enter_context(randomness.seeded(self.seed if seed is None else seed))
+        stack.enter_context(self._program.parameters.evaluating())
+        return stack
+
+    def _latents(self, args: tuple[Any, ...], enumerated: bool) -> Draws:
+        """One draw of the guide's sites, and of the enumerated ones given those."""
+        trace = poutine.trace(self.guide).get_trace(*args, **self._program.model_kwargs)
+        values = {name: trace.nodes[name]["value"] for name in self._program.sites.latent}
+        if enumerated and self._program.sites.enumerated:
+            values |= draw_enumerated(self._enumerated_trace(args, trace))
+        return values
+
+    def _enumerated_trace(self, args: tuple[Any, ...], latents: poutine.Trace) -> poutine.Trace:
+        program = self._program
+        return enumerate_model(self.model, args, program.model_kwargs, program.max_plate_nesting, latents)
+
+    def _responsibilities(self, args: tuple[Any, ...]) -> Draws:
+        drawn = poutine.trace(self.guide).get_trace(*args, **self._program.model_kwargs)
+        return responsibilities(self._enumerated_trace(args, drawn))
+
+    def _predict(self, args: tuple[Any, ...], new_rows: bool) -> Draws:
+        sites, kwargs, fitted = self._program.sites, self._program.model_kwargs, self._program.data.args
+        blank = prior_trace(self.model, *args, **kwargs)
+        given = all(blank.nodes[name]["is_observed"] for name in sites.observed)
+        amortized = bool(sites.local_latent) and not self._program.covers_fitted_rows_only
+        guide_args = args if amortized or not new_rows else fitted
+        trace = poutine.trace(self.guide).get_trace(*guide_args, **kwargs)
+        for name in sites.local_latent if guide_args is not args else ():
+            trace.remove_node(name)
+        if given and sites.enumerated:
+            for name, value in draw_enumerated(self._enumerated_trace(args, trace)).items():
+                trace.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
+        values = {n: trace.nodes[n]["value"] for n in (*sites.latent, *sites.enumerated) if n in trace.nodes}
+        with Uncondition(sites.observed):
+            drawn = prior_trace(poutine.condition(self.model, data=values), *args, **kwargs)
+        return {name: drawn.nodes[name]["value"] for name in sites.observed}
+
+    def _state(self) -> dict[str, Any]:
+        """What ``save`` writes: tensors and plain numbers."""
+        return {
+            "kind": "result",
+            "params": self._values,
+            "buffers": self._program.parameters.buffers(),
+            "num_steps": self.num_steps,
+            "seconds": self.seconds,
+            "converged": self.converged,
+            "seed": self.seed,
+        }
+
+    def save(self, path: files.FilePath) -> None:
+        """Write parameters and the record of the fit, to be read by :func:`pyro_lvm.load`."""
+        files.write(self._state(), files.check_writable(path, "path"))
+
+
+def prior_predictive(
+    model: Callable, *inputs: Any, num_draws: int = 1_000, model_kwargs: dict[str, Any] | None = None, seed: int = 0
+) -> Draws:
+    """Draws of every site of a model, latent and observed, before any data is seen.
+
+    Args:
+        model: A Pyro model; its ``pyro.param`` statements give their initial values.
+        inputs: Its arguments; observations among them fix shapes only.
+        num_draws: S.
+        model_kwargs: Its keyword arguments.
+        seed: Of the draws.
+
+    Returns:
+        For each sample site a tensor ``[S, ...]``.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, pyro_lvm as lvm
+        >>> def model(y=None):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        ...     return pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> {name: list(draws.shape) for name, draws in lvm.prior_predictive(model, num_draws=500).items()}
+        {'mean': [500], 'y': [500]}
+    """
+    if not callable(model):
+        raise TypeError(f"model must be a callable with Pyro statements; got {type(model).__name__}")
+    _check_count("num_draws", num_draws)
+    data, kwargs = Data(inputs), model_kwargs or {}
+
+    def once() -> Draws:
+        with private_statements(model):
+            observed = [n for n, s in sample_sites(prior_trace(model, *data.args, **kwargs)).items() if s["is_observed"]]
+            with Uncondition(observed):
+                trace = poutine.trace(model).get_trace(*data.args, **kwargs)
+        return {name: site["value"] for name, site in sample_sites(trace).items()}
+
+    with randomness.seeded(seed):
+        return repeat(once, num_draws)
+
+
+def _check_count(name: str, value: Any) -> None:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name} must be a positive integer; got {value!r}")

@@ -1,0 +1,194 @@
+"""What a run of a model says: which sites are latent, enumerated or observed, its plates, and the row plate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from pyro_lvm.data import Data
+
+Site = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RowPlate:
+    """The plate that the rows of the data index.
+
+    Attributes:
+        name: Its name.
+        dim: Its dimension, negative, counted from the right of a log-density.
+        subsampled: Whether the model scales a minibatch itself (``plate(name, N, subsample=x)``).
+    """
+
+    name: str
+    dim: int
+    subsampled: bool
+
+
+@dataclass(frozen=True)
+class Sites:
+    """The sample sites of a model, in the order in which they run.
+
+    Attributes:
+        latent: Sites that a guide must cover.
+        enumerated: Latent sites that the model marks for enumeration.
+        observed: Observed sites.
+        local: Latent and observed sites inside the row plate; empty where there is no row plate.
+        max_plate_nesting: How many dimensions the plates of the model take.
+        plates: Plate names of each site, from left to right as in its log-density.
+        row_plate: The row plate, if one was found.
+    """
+
+    latent: tuple[str, ...]
+    enumerated: tuple[str, ...]
+    observed: tuple[str, ...]
+    local: tuple[str, ...]
+    max_plate_nesting: int
+    plates: dict[str, tuple[str, ...]]
+    row_plate: RowPlate | None
+
+    @property
+    def local_latent(self) -> tuple[str, ...]:
+        """Latent sites inside the row plate that are not enumerated."""
+        return tuple(name for name in self.latent if name in self.local)
+
+
+def prior_trace(model: Callable, *args: Any, **kwargs: Any) -> poutine.Trace:
+    """One run of the model, latents drawn from the prior, or set to a feasible value where the prior is improper."""
+    with InitMessenger(_draw_or_feasible):
+        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    return prune_subsample_sites(trace)
+
+
+def _draw_or_feasible(site: Site) -> Tensor:
+    try:
+        return site["fn"].sample(*site["args"], **site["kwargs"]).detach()
+    except NotImplementedError:
+        return init_to_feasible(site)
+
+
+def sample_sites(trace: poutine.Trace) -> dict[str, Site]:
+    """The sample sites of a trace by name."""
+    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample" and name not in ("_INPUT",)}
+
+
+def is_enumerated(site: Site) -> bool:
+    """Whether a site is latent and marked for parallel enumeration, the kind that Pyro offers in models."""
+    return not site["is_observed"] and site["infer"].get("enumerate") == "parallel"
+
+
+def is_observed(site: Site) -> bool:
+    """Whether a site holds data (a deterministic site, which Pyro marks as observed, does not)."""
+    return site["is_observed"] and not site["infer"].get("_deterministic", False)
+
+
+def plate_nesting(*traces: poutine.Trace) -> int:
+    """How many dimensions the vectorised plates of these traces take."""
+    dims = [f.dim for t in traces for s in sample_sites(t).values() for f in s["cond_indep_stack"] if f.vectorized]
+    return max((-d for d in dims), default=0)
+
+
+def describe(trace: poutine.Trace, row_plate: RowPlate | None) -> Sites:
+    """Sort the sites of a trace of the model."""
+    sites = sample_sites(trace)
+    frames = {name: [f for f in s["cond_indep_stack"] if f.vectorized] for name, s in sites.items()}
+    inside = {n: row_plate is not None and any(f.name == row_plate.name for f in fs) for n, fs in frames.items()}
+    return Sites(
+        latent=tuple(n for n, s in sites.items() if not s["is_observed"] and not is_enumerated(s)),
+        enumerated=tuple(n for n, s in sites.items() if is_enumerated(s)),
+        observed=tuple(n for n, s in sites.items() if is_observed(s)),
+        local=tuple(n for n in sites if inside[n]),
+        max_plate_nesting=plate_nesting(trace),
+        plates={n: tuple(f.name for f in sorted(fs, key=lambda f: f.dim)) for n, fs in frames.items()},
+        row_plate=row_plate,
+    )
+
+
+_PROBE_ROWS = 64
+
+
+def find_row_plate(model: Callable, data: Data, kwargs: dict[str, Any], name: str | None = None) -> RowPlate | None:
+    """The plate whose size follows the number of rows, found by two runs on different numbers of rows.
+
+    Args:
+        model: A model that can be run as it is.
+        data: Its data; the two runs see at most 64 rows.
+        kwargs: Its keyword arguments.
+        name: The plate to take, if the user names one.
+
+    Returns:
+        The row plate, or None if no plate follows the rows.
+
+    Raises:
+        ValueError: if several plates follow the rows and none is named, or if the named one does not.
+    """
+    if data.num_rows is None:
+        if name is not None:
+            raise ValueError(f"plate={name!r} was given, but the data has no rows")
+        return None
+    count = max(2, min(data.num_rows, _PROBE_ROWS))
+    index = torch.arange(count) % data.num_rows
+    try:
+        more, fewer = (_plates(prior_trace(model, *data.take(i), **kwargs)) for i in (index, index[:-1]))
+    except Exception as error:
+        if name is not None:
+            raise ValueError(f"plate={name!r}: the model does not run on a part of the rows: {error}") from error
+        return None
+    following = [n for n, f in more.items() if n in fewer and (f.size, fewer[n].size) == (count, count - 1)]
+    if name is not None and name not in following:
+        raise ValueError(f"plate={name!r} does not follow the rows of the data; those that do: {following}")
+    if name is None and len(following) > 1:
+        raise ValueError(f"several plates follow the rows of the data: {following}; name one with plate=")
+    if not following:
+        return None
+    chosen = name or following[0]
+    full_size = more[chosen].full_size
+    subsampled = full_size is not None and full_size == fewer[chosen].full_size
+    return RowPlate(chosen, more[chosen].dim, subsampled)
+
+
+def _plates(trace: poutine.Trace) -> dict[str, Any]:
+    return {f.name: f for s in sample_sites(trace).values() for f in s["cond_indep_stack"] if f.vectorized}
+
+
+class ScaleRows(Messenger):
+    """Multiply the log-density of every row by a common scale and by the row's weight.
+
+    Args:
+        sites: What is known of the model; guide sites count by the name of the plate, or of the model's local latents.
+        scale: The common factor, N / B for a minibatch.
+        weight: Row weights ``[B]``, or None.
+    """
+
+    def __init__(self, sites: Sites, scale: float, weight: Tensor | None) -> None:
+        super().__init__()
+        self.sites = sites
+        self.factor: float | Tensor = scale
+        if weight is not None and sites.row_plate is not None:
+            self.factor = scale * weight.reshape(-1, *[1] * (-sites.row_plate.dim - 1))
+
+    def _pyro_sample(self, msg: Site) -> None:
+        assert self.sites.row_plate is not None
+        in_plate = any(f.name == self.sites.row_plate.name for f in msg["cond_indep_stack"])
+        if in_plate or msg["name"] in self.sites.local_latent:
+            msg["scale"] = msg["scale"] * self.factor
+
+
+class Uncondition(Messenger):
+    """Draw the named observed sites anew instead of holding them at the data."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = frozenset(names)
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if msg["name"] in self.names and msg["is_observed"]:
+            msg["is_observed"], msg["value"], msg["done"] = False, None, False

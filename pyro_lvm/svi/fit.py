@@ -1,0 +1,386 @@
+"""``fit``: stochastic variational inference from a model, a guide and data to a result."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from pyro_lvm import files, randomness
+from pyro_lvm.data import Data, LoaderRows, ShuffledRows, WholeData, loader_arguments
+from pyro_lvm.guides import shares_rows
+from pyro_lvm.program import Program
+from pyro_lvm.result import Result
+from pyro_lvm.svi.checkpoint import Checkpoint
+from pyro_lvm.svi.loop import EagerLoop
+from pyro_lvm.svi.objective import Objective
+from pyro_lvm.svi.result import SVIResult
+from pyro_lvm.svi.stopping import FitState
+
+
+def fit(
+    model: Callable,
+    guide: Any,
+    *data: Any,
+    num_steps: int = 2_000,
+    elbo: ELBO | None = None,
+    optim: Any = 1e-2,
+    scheduler: Callable | None = None,
+    clip: float | None = None,
+    batch_size: int | None = None,
+    plate: str | None = None,
+    rows: Sequence[int] | None = None,
+    num_rows: int | None = None,
+    sample_weight: Any = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+    compile: bool | str = "auto",
+    callbacks: Sequence[Callable[[FitState], Any]] = (),
+    every: int = 100,
+    validation: Any = None,
+    checkpoint: files.FilePath | None = None,
+    init: Result | Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> SVIResult:
+    """Fit a model and a guide by stochastic variational inference (Hoffman et al. 2013; Ranganath et al. 2014).
+
+    Args:
+        model: A Pyro model: a function, a ``PyroModule``, or a bound method.
+        guide: A callable, an AutoGuide, one of "mean_field", "full_rank", "low_rank", "map", or None for
+            ``model.guide`` if there is one, else for models whose latents are all enumerated.
+        data: Arguments of model and guide: tensors, arrays, data frames, or one ``DataLoader``. An argument has rows
+            if its first dimension is that of the first argument; the others pass whole.
+        num_steps: Optimisation steps.
+        elbo: A ``pyro.infer.ELBO``; ``Trace_ELBO``, or ``TraceEnum_ELBO`` for models with enumerated sites, if None.
+        optim: Adam's learning rate, a function from parameters to a torch optimizer, or a ``pyro.optim`` object.
+        scheduler: A function from an optimizer to a torch LR scheduler, stepped once a step.
+        clip: The gradient norm beyond which gradients are scaled down.
+        batch_size: Rows a step, drawn without replacement and newly shuffled each epoch; all rows, if None.
+        plate: The name of the plate that the rows index, where it must be named.
+        rows: Positions of the data arguments that have rows, instead of the rule above.
+        num_rows: N, where the data cannot tell (a ``DataLoader`` without a length).
+        sample_weight: One weight for each row, ``[N]``.
+        model_kwargs: Keyword arguments of model and guide.
+        compile: "auto" or False; this version runs every fit eagerly.
+        callbacks: Called every ``every`` steps with a :class:`FitState`; a true answer stops the fit.
+        every: Steps between validations, callbacks and checkpoints.
+        validation: Held-out data, a tuple like ``data`` or one array; its loss is recorded every ``every`` steps.
+        checkpoint: A file that makes the fit survive its process; a call like the first continues it.
+        init: Constrained starting values by name, or a result whose parameters to start from.
+        seed: Fixes every random choice.
+        device: Where to compute; where the data and modules are, if None.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The fitted result. The user's modules hold the final values too.
+
+    Raises:
+        TypeError: for arguments of the wrong kind.
+        ValueError: for data that is not finite, latents that no guide covers, minibatches of a model without a row
+            plate or with an AutoGuide over the rows' latents, options out of range.
+        NonFiniteError: if a loss or gradient is not finite; it names the site and carries the last good parameters.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch, pyro_lvm as lvm
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("rows", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> y = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        >>> result = lvm.fit(model, "mean_field", y, num_steps=1_000, optim=0.05, progress=False)
+        >>> print(f"{result.sample(2_000)['mean'].mean():.1f}")
+        2.5
+    """
+    _check_numbers(num_steps=num_steps, every=every)
+    _check_options(batch_size, num_rows, compile, callbacks, seed, model_kwargs)
+    path = None if checkpoint is None else files.check_writable(checkpoint, "checkpoint")
+    objective = Objective(model, guide, elbo, plate=plate, model_kwargs=model_kwargs)
+    with randomness.seeded(seed), _on(device):
+        loader = data[0] if len(data) == 1 and isinstance(data[0], DataLoader) else None
+        if loader is None:
+            rows_given = Data(data, rows, device)
+            whole = rows_given.num_rows
+            example = None if batch_size is None else rows_given.take(slice(0, batch_size))
+        else:
+            whole = _loader_rows(loader, num_rows, batch_size, rows, sample_weight)
+            rows_given = Data(loader_arguments(next(iter(loader)), device))
+            example = None
+        _move(model, guide, device)
+        objective.prepare(rows_given, example, weighted=sample_weight is not None)
+        program = objective.program
+        weight = objective.check_weight(sample_weight, whole)
+        if batch_size is not None or loader is not None:
+            check_minibatches(program, batch_size, whole)
+        batches: WholeData | LoaderRows
+        if loader is not None:
+            batches = LoaderRows(loader, device)
+        elif batch_size is not None and whole is not None and batch_size < whole:
+            batches = ShuffledRows(rows_given, weight, batch_size, seed)
+        else:
+            batches = WholeData(rows_given, weight)
+        held_out = _validation(program, validation, rows, device)
+        start = program.parameters.start() | program.parameters.unconstrained(_initial(program, init))
+        minibatches = num_rows if num_rows is not None else whole
+        loop = EagerLoop(objective, start, batches, minibatches, optim, scheduler, clip)
+        kept = None
+        if path is not None:
+            options = {
+                "model": _name(model), "guide": _name(program.guide), "elbo": _plain(objective.elbo),
+                "optim": _plain(loop.optimizer) + str(loop.optimizer.defaults),
+                "scheduler": type(loop.scheduler).__name__, "clip": clip, "num_steps": num_steps,
+                "batch_size": batch_size, "plate": plate, "rows": rows, "num_rows": num_rows, "seed": seed,
+                "every": every, "model_kwargs": dict(model_kwargs or {}), "device": device,
+            }
+            fingerprint = {name: str(value) for name, value in options.items()}
+            fingerprint["shapes"] = str({n: list(v.shape) for n, v in start.items()})
+            fingerprint["data"] = f"loader of {whole} rows" if loader is not None else rows_given.fingerprint()
+            fingerprint["sample_weight"] = Data((weight,)).fingerprint()
+            kept = Checkpoint(path, fingerprint)
+        run = _Run(objective, loop, held_out, num_steps, every, list(callbacks), kept, seed)
+        return run(progress)
+
+
+class _Run:
+    """The blocks of one fit, with validation, callbacks and checkpoints between them."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        loop: EagerLoop,
+        held_out: tuple[Any, ...] | None,
+        num_steps: int,
+        every: int,
+        callbacks: list[Callable[[FitState], Any]],
+        kept: Checkpoint | None,
+        seed: int,
+    ) -> None:
+        self.objective, self.loop, self.held_out = objective, loop, held_out
+        self.num_steps, self.every, self.callbacks, self.kept, self.seed = num_steps, every, callbacks, kept, seed
+        self.losses: list[float] = []
+        self.validation: dict[int, float] = {}
+        self.seconds = 0.0
+        self.finished = False
+
+    def __call__(self, progress: bool) -> SVIResult:
+        if self.kept is not None and self.kept.state is not None:
+            self._resume(self.kept.state)
+        elif self.kept is not None:
+            self._save()
+        with _interrupts() as interrupted, tqdm(
+            total=self.num_steps, initial=len(self.losses), disable=not progress, unit=" steps"
+        ) as bar:
+            while not self.finished and not interrupted():
+                began = time.perf_counter()
+                step = len(self.losses)
+                stop = min(self.num_steps, (step // self.every + 1) * self.every)
+                self.losses += self.loop.run(step, stop, interrupted)
+                if len(self.losses) == stop:
+                    self.finished = self._between_blocks() or stop == self.num_steps
+                self.seconds += time.perf_counter() - began
+                bar.update(len(self.losses) - step)
+                recent = self.losses[-self.every :]
+                bar.set_postfix_str(f"loss {sum(recent) / len(recent):.4g}")
+                if self.kept is not None:
+                    self._save()
+        program = self.objective.program
+        program.parameters.write(self.loop.params)
+        return SVIResult(
+            program, self.loop.params, losses=torch.tensor(self.losses, dtype=torch.float64),
+            validation=self.validation, seconds=self.seconds, seed=self.seed,
+        )
+
+    def _between_blocks(self) -> bool:
+        """Validate, ask the callbacks; whether one of them stops the fit."""
+        program, step = self.objective.program, len(self.losses)
+        with randomness.seeded(self.seed):
+            if self.held_out is not None:
+                with program.parameters.evaluating():
+                    self.validation[step] = self.objective.value(self.loop.params, self.held_out)
+            if not self.callbacks:
+                return False
+            state = FitState(
+                step, torch.tensor(self.losses, dtype=torch.float64),
+                program.parameters.constrained(self.loop.params), dict(self.validation), self.every,
+            )
+            return any([callback(state) for callback in self.callbacks])
+
+    def _save(self) -> None:
+        assert self.kept is not None
+        self.kept.save({
+            "loop": self.loop.state_dict(), "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "validation": self.validation, "seconds": self.seconds, "finished": self.finished,
+        })
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        self.loop.load_state_dict(state["loop"])
+        self.losses, self.validation = state["losses"].tolist(), state["validation"]
+        self.seconds, self.finished = state["seconds"], state["finished"]
+
+
+def load(
+    path: files.FilePath,
+    model: Callable,
+    guide: Any,
+    *data: Any,
+    plate: str | None = None,
+    rows: Sequence[int] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> SVIResult:
+    """Read a result that ``result.save(path)`` wrote. The file is read as tensors and numbers; nothing is unpickled.
+
+    Args:
+        path: The file.
+        model: The model of the fit.
+        guide: The guide of the fit.
+        data: The data of the fit.
+        plate: As in the fit.
+        rows: As in the fit.
+        model_kwargs: As in the fit.
+
+    Raises:
+        ValueError: if the file holds no result, or its parameters are not those of the model and guide.
+    """
+    state = files.read(path, "result")
+    with randomness.seeded(state["seed"]):
+        program = Program(model, guide, Data(data, rows), None, model_kwargs, plate)
+    expected = {name: tuple(v.shape) for name, v in program.parameters.start().items()}
+    found = {name: tuple(v.shape) for name, v in state["params"].items()}
+    if expected != found:
+        raise ValueError(f"{str(path)!r} holds parameters {found}, but this model and guide have {expected}")
+    return SVIResult._from_state(program, state)
+
+
+def check_minibatches(program: Program, batch_size: int | None, num_rows: int | None) -> None:
+    """Refuse minibatches that would fit something else than the user means."""
+    if num_rows is None:
+        raise ValueError("batch_size was given, but the data has no rows")
+    if batch_size is not None and batch_size > num_rows:
+        raise ValueError(f"batch_size={batch_size} exceeds the number of rows, {num_rows}")
+    plate, sites = program.sites.row_plate, program.sites
+    if plate is None:
+        raise ValueError(
+            "batch_size was given, but no plate of the model follows the rows of the data: write "
+            "pyro.plate('rows', len(x)) around what belongs to a row, or pyro.plate('rows', N, subsample=x)"
+        )
+    if sites.local_latent and (shares_rows(program.guide) or program.guide_grows):
+        raise ValueError(
+            f"the site {sites.local_latent[0]!r} is latent in the row plate {plate.name!r}, and this guide keeps one "
+            "parameter per row: minibatches would share them between different rows. Write an amortized guide, a "
+            "function of the rows"
+        )
+
+
+def _check_numbers(**numbers: Any) -> None:
+    for name, value in numbers.items():
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} must be a positive integer; got {value!r}")
+
+
+def _check_options(
+    batch_size: Any, num_rows: Any, compile: Any, callbacks: Any, seed: Any, model_kwargs: Any
+) -> None:
+    _check_numbers(**{n: v for n, v in (("batch_size", batch_size), ("num_rows", num_rows)) if v is not None})
+    if compile is True:
+        raise ValueError("compile=True: this version runs fits eagerly; pass 'auto' or False")
+    if compile is not False and compile != "auto":
+        raise ValueError(f"compile must be 'auto' or False; got {compile!r}")
+    if callable(callbacks) or not all(callable(c) for c in callbacks):
+        raise TypeError("callbacks must be a list of functions of the fit's state")
+    if type(seed) is not int or seed < 0:
+        raise ValueError(f"seed must be a non-negative integer; got {seed!r}")
+    if model_kwargs is not None and not isinstance(model_kwargs, Mapping):
+        raise TypeError(f"model_kwargs must be a dict of keyword arguments; got {type(model_kwargs).__name__}")
+
+
+def _loader_rows(loader: DataLoader, num_rows: int | None, batch_size: Any, rows: Any, weight: Any) -> int:
+    """N of a ``DataLoader``'s data."""
+    for name, value in (("batch_size", batch_size), ("rows", rows), ("sample_weight", weight)):
+        if value is not None:
+            raise ValueError(f"{name} cannot be given with a DataLoader, which makes the batches itself")
+    if num_rows is not None:
+        return num_rows
+    try:
+        return len(loader.dataset)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ValueError("the DataLoader's dataset has no length: pass num_rows=") from error
+
+
+def _validation(program: Program, validation: Any, rows: Any, device: Any) -> tuple[Any, ...] | None:
+    if validation is None:
+        return None
+    given = validation if isinstance(validation, tuple) else (validation,)
+    if len(given) != len(program.data.args):
+        raise ValueError(f"validation has {len(given)} arguments, but the model was given {len(program.data.args)}")
+    if program.covers_fitted_rows_only:
+        raise ValueError(
+            f"validation rows have latents {list(program.sites.local_latent)} of their own, which this guide does not "
+            "know: it needs an amortized guide, a function of the rows"
+        )
+    return Data(given, rows, device).args
+
+
+def _initial(program: Program, init: Any) -> Mapping[str, Any]:
+    """The starting values that ``init=`` means."""
+    if init is None:
+        return {}
+    if isinstance(init, Result):
+        shapes = {n: v.shape for n, v in program.parameters.constrained(program.parameters.start()).items()}
+        shared = {n: v for n, v in init.params.items() if shapes.get(n) == v.shape}
+        if not shared:
+            raise ValueError(f"init shares no parameter with this fit: it has {list(init.params)}, this {list(shapes)}")
+        return shared
+    if not isinstance(init, Mapping):
+        raise TypeError(f"init must be a result or a dict of values by name; got {type(init).__name__}")
+    return init
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C between steps instead of within one; a second Ctrl-C acts at once."""
+    asked = False
+
+    def handler(number: int, frame: Any) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, before)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _on(device: torch.device | str | None) -> Any:
+    """New tensors on the device inside."""
+    return nullcontext() if device is None else torch.device(device)
+
+
+def _move(model: Any, guide: Any, device: Any) -> None:
+    for thing in (model, guide):
+        owner = getattr(thing, "__self__", thing)
+        if device is not None and isinstance(owner, torch.nn.Module):
+            owner.to(device)
+
+
+def _name(thing: Any) -> str:
+    return getattr(thing, "__qualname__", type(thing).__qualname__)
+
+
+def _plain(thing: Any) -> str:
+    """A class and its plain settings, as text that is the same in every process."""
+    settings = {k: v for k, v in vars(thing).items() if isinstance(v, int | float | str | bool)}
+    return f"{type(thing).__name__} {settings}"
+

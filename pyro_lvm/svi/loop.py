@@ -1,0 +1,113 @@
+"""The eager training loop: one block of steps at a time, with a state that a checkpoint can carry."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_lvm import randomness
+from pyro_lvm.data import LoaderRows, WholeData
+from pyro_lvm.svi.nonfinite import NonFiniteError, blame
+from pyro_lvm.svi.objective import Objective
+from pyro_lvm.svi.optimizers import make_clipping, make_optimizer, make_scheduler
+
+
+class EagerLoop:
+    """Steps of a torch optimizer on the objective.
+
+    Args:
+        objective: The loss.
+        params: Starting values, unconstrained, by name; they are changed in place.
+        batches: Where each step's batch comes from.
+        num_rows: N, by which minibatches are scaled.
+        optim: See :func:`pyro_lvm.fit`.
+        scheduler: See :func:`pyro_lvm.fit`.
+        clip: See :func:`pyro_lvm.fit`.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        params: dict[str, Tensor],
+        batches: WholeData | LoaderRows,
+        num_rows: int | None,
+        optim: Any,
+        scheduler: Any,
+        clip: float | None,
+    ) -> None:
+        self.objective, self.batches, self.num_rows = objective, batches, num_rows
+        self.params = {name: v.requires_grad_() for name, v in params.items()}
+        self.clip = make_clipping(clip, optim)
+        self.optimizer = make_optimizer(optim, self.params)
+        self.scheduler = make_scheduler(scheduler, self.optimizer)
+
+    def run(self, start: int, stop: int, interrupted: Callable[[], bool]) -> list[float]:
+        """Steps ``start`` to ``stop``; fewer if ``interrupted`` says so between two of them.
+
+        Returns:
+            The loss of each step, in nats.
+
+        Raises:
+            NonFiniteError: at the first loss or gradient that is not finite, before it touches the parameters.
+        """
+        losses = []
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)  # the error says more
+            for step in range(start, stop):
+                losses.append(self._step(step))
+                if interrupted():
+                    break
+        return losses
+
+    def _step(self, step: int) -> float:
+        args, weight = self.batches.get(step)
+        random_state = randomness.get_state()
+        leaves = list(self.params.values())
+
+        def closure() -> Tensor:
+            self.optimizer.zero_grad()
+            loss = self.objective(self.params, args, self.num_rows, weight)
+            loss.backward()
+            if not torch.isfinite(loss.detach() + self.clip(leaves)):
+                raise FloatingPointError(f"the loss is {loss.item()}")
+            return loss.detach()
+
+        try:
+            loss = self.optimizer.step(closure)  # type: ignore[arg-type]
+        except (FloatingPointError, ValueError) as error:
+            program = self.objective.program
+            randomness.set_state(random_state)
+            site, reason = blame(program, self.params, args)
+            if site is None and isinstance(error, ValueError):
+                raise
+            raise NonFiniteError(step, site, reason, program.parameters.constrained(self.params)) from error
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return float(loss)  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything on which the next step depends."""
+        return {
+            "params": {name: v.detach() for name, v in self.params.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "batches": self.batches.state_dict(),
+            "buffers": self.objective.program.parameters.buffers(),
+            "random": randomness.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken."""
+        with torch.no_grad():
+            for name, v in self.params.items():
+                v.copy_(state["params"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.batches.load_state_dict(state["batches"])
+        self.objective.program.parameters.write_buffers(state["buffers"])
+        randomness.set_state(state["random"])

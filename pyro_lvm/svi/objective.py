@@ -1,0 +1,187 @@
+"""The loss of stochastic variational inference as a pure function of parameters and a batch."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro.infer import ELBO, JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceMeanField_ELBO, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer.tracetmc_elbo import TraceTMC_ELBO
+from pyro.poutine.runtime import effectful
+from torch import Tensor
+
+from pyro_lvm import randomness
+from pyro_lvm.data import Data, check_weight
+from pyro_lvm.elbo.weighted import WeightedTraceEnum_ELBO
+from pyro_lvm.params import Values
+from pyro_lvm.program import Program
+
+
+class Objective:
+    """The negative ELBO of a model and a guide: ``objective(params, batch, num_rows) -> loss``.
+
+    :func:`pyro_lvm.fit` is a loop around it; so is any training loop of your own.
+
+    Args:
+        model: A Pyro model.
+        guide: A callable, an AutoGuide, "mean_field", "full_rank", "low_rank", "map", or None.
+        elbo: A ``pyro.infer.ELBO``; ``Trace_ELBO``, or ``TraceEnum_ELBO`` for models with enumerated sites, if None.
+        plate: The name of the row plate, where it must be named.
+        model_kwargs: Keyword arguments of model and guide.
+
+    Raises:
+        TypeError: if ``elbo`` is no ``pyro.infer.ELBO``.
+        ValueError: for an ELBO that keeps parameters of its own (the jitted ones).
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch, pyro_lvm as lvm
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("rows", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> y = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        >>> objective = lvm.Objective(model, "mean_field")
+        >>> params = objective.init(y)
+        >>> optimizer = torch.optim.Adam(params.values(), lr=0.1)
+        >>> for batch in [y[:2], y[2:]] * 100:
+        ...     optimizer.zero_grad()
+        ...     objective(params, batch, num_rows=4).backward()
+        ...     optimizer.step()
+        >>> 1 < params["AutoNormal.locs.mean"].item() < 4
+        True
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Any = None,
+        elbo: ELBO | None = None,
+        *,
+        plate: str | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        if elbo is not None and not isinstance(elbo, ELBO):
+            hint = f"; write {elbo.__name__}()" if isinstance(elbo, type) else ""
+            raise TypeError(f"elbo must be a pyro.infer.ELBO; got {elbo!r}{hint}")
+        if isinstance(elbo, JitTrace_ELBO | JitTraceEnum_ELBO | JitTraceMeanField_ELBO):
+            raise ValueError(f"{type(elbo).__name__} reads Pyro's global parameters; pass its counterpart without Jit")
+        self.model, self.given_guide, self.given_elbo = model, guide, elbo
+        self.plate, self.model_kwargs = plate, model_kwargs
+        self._program: Program | None = None
+
+    @property
+    def program(self) -> Program:
+        """Model and guide made ready.
+
+        Raises:
+            RuntimeError: before ``init`` has shown the objective its data.
+        """
+        if self._program is None:
+            raise RuntimeError("the objective has not seen data yet: call objective.init(*data) first")
+        return self._program
+
+    def init(self, *data: Any, seed: int = 0) -> dict[str, Tensor]:
+        """Run model and guide once on ``data`` and return their parameters.
+
+        Returns:
+            Unconstrained starting values by name, as leaf tensors that require gradients.
+        """
+        with randomness.seeded(seed):
+            self.prepare(Data(data))
+        return {name: v.requires_grad_() for name, v in self.program.parameters.start().items()}
+
+    def prepare(self, data: Data, example: tuple[Any, ...] | None = None, weighted: bool = False) -> None:
+        """Make model and guide ready on data; ``weighted`` says whether rows will have weights."""
+        program = Program(self.model, self.given_guide, data, example, self.model_kwargs, self.plate)
+        if not program.parameters.start():
+            raise ValueError("the model and the guide have no trainable parameters, so that there is nothing to fit")
+        self.elbo = self._resolve_elbo(program, weighted)
+        self._program = program
+
+    def _resolve_elbo(self, program: Program, weighted: bool) -> ELBO:
+        elbo = self.given_elbo
+        enumerates = bool(program.sites.enumerated) or program.guide_enumerates
+        if weighted and enumerates:
+            if elbo is not None and type(elbo) is not TraceEnum_ELBO:
+                raise ValueError(f"sample_weight with enumerated sites needs TraceEnum_ELBO; got {type(elbo).__name__}")
+            return WeightedTraceEnum_ELBO(program, 1 if elbo is None else elbo.num_particles)
+        if elbo is None:
+            elbo = TraceEnum_ELBO() if enumerates else Trace_ELBO()
+        elif program.sites.enumerated and not isinstance(elbo, TraceEnum_ELBO | TraceTMC_ELBO):
+            raise ValueError(
+                f"the sites {list(program.sites.enumerated)} are marked for enumeration, which "
+                f"{type(elbo).__name__} does not do: use TraceEnum_ELBO"
+            )
+        elbo = copy.copy(elbo)
+        if math.isinf(elbo.max_plate_nesting):
+            elbo.max_plate_nesting = program.max_plate_nesting + (elbo.vectorize_particles and elbo.num_particles > 1)
+        return elbo
+
+    def __call__(
+        self, params: Values, batch: Any, num_rows: int | None = None, sample_weight: Tensor | None = None
+    ) -> Tensor:
+        """The negative ELBO in nats, differentiable in ``params``.
+
+        Args:
+            params: Unconstrained values by name.
+            batch: The model's arguments: a tensor, or a tuple.
+            num_rows: N, by which a minibatch is scaled; the batch counts as the whole data, if None.
+            sample_weight: One weight for each row of the batch.
+        """
+        args = batch if isinstance(batch, tuple) else (batch,)
+        if hasattr(self.elbo, "differentiable_loss"):
+            return self._evaluate("differentiable_loss", params, args, num_rows, sample_weight)
+        # An ELBO that only knows how to add its gradient to the leaves: give its value and gradient to a stand-in.
+        leaves = {name: v.detach().requires_grad_() for name, v in params.items()}
+        value = self._evaluate("loss_and_grads", leaves, args, num_rows, sample_weight)
+        pairs = [(params[n], leaf.grad) for n, leaf in leaves.items() if leaf.grad is not None]
+        stand_in = torch.stack([(p * g).sum() for p, g in pairs]).sum()
+        return stand_in - stand_in.detach() + value
+
+    def value(
+        self, params: Values, batch: tuple[Any, ...], num_rows: int | None = None, sample_weight: Tensor | None = None
+    ) -> float:
+        """The negative ELBO in nats, without its gradient."""
+        with torch.no_grad():
+            return float(self._evaluate("loss", params, batch, num_rows, sample_weight))
+
+    def _evaluate(
+        self, method: str, params: Values, args: Sequence[Any], num_rows: int | None, weight: Tensor | None
+    ) -> Any:
+        program = self.program
+
+        def scaled(fn: Callable) -> Callable:
+            fn = _declaring_a_parameter(fn) if method == "loss_and_grads" else fn
+            scale = program.scaling(args, num_rows, weight)
+            return fn if scale is None else scale(fn)
+
+        return program.call(
+            params, getattr(self.elbo, method), scaled(program.model), scaled(program.guide), *args,
+            **program.model_kwargs,
+        )
+
+    def check_weight(self, weight: Any, num_rows: int | None) -> Tensor | None:
+        """A row weight fit for this objective.
+
+        Raises:
+            ValueError: if the model has no row plate to weight, or the guide couples the rows.
+        """
+        weight = check_weight(weight, num_rows)
+        if weight is not None and self.program.sites.row_plate is None:
+            raise ValueError("sample_weight needs a plate that follows the rows, such as pyro.plate('rows', len(x))")
+        if weight is not None and self.program.couples_rows:
+            raise ValueError("sample_weight needs a guide whose rows are independent: this one draws them jointly")
+        return weight
+
+
+def _declaring_a_parameter(fn: Callable) -> Callable:
+    """Pyro's ``loss_and_grads`` takes gradients only of programs whose trace shows a parameter."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        effectful(lambda *_, **__: torch.zeros(()), type="param")("_declared", name="_declared")
+        return fn(*args, **kwargs)
+
+    return run

@@ -1,0 +1,65 @@
+"""The result of stochastic variational inference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from pyro_lvm.params import Values
+from pyro_lvm.program import Program
+from pyro_lvm.result import Result
+from pyro_lvm.svi.stopping import StopWhenFlat
+
+
+class SVIResult(Result):
+    """A model and guide fitted by :func:`pyro_lvm.fit`.
+
+    Attributes:
+        losses: The negative ELBO of each step, in nats, ``[num_steps]``.
+        validation: Held-out losses by step, in nats.
+        compiled: Whether the steps ran as one compiled program.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        values: Values,
+        *,
+        losses: Tensor,
+        validation: dict[int, float],
+        seconds: float,
+        seed: int,
+        compiled: bool = False,
+    ) -> None:
+        self.losses, self.validation, self.compiled = losses, validation, compiled
+        converged = StopWhenFlat().is_flat(losses)
+        super().__init__(program, values, num_steps=len(losses), seconds=seconds, converged=converged, seed=seed)
+
+    def __str__(self) -> str:
+        tail = self.losses[-max(1, min(100, len(self.losses) // 10)) :]
+        state = "levelled off" if self.converged else "still falling: more steps would help"
+        guide = getattr(self._program.guide, "__name__", type(self._program.guide).__name__)
+        lines = [
+            f"{self.num_steps:,} steps in {self.seconds:.1f} s, guide {guide}",
+            f"ELBO {-tail.mean():.2f} nats (mean of the last {len(tail)} steps), {state}",
+        ]
+        width = max(map(len, self.params), default=0)
+        for name, value in self.params.items():
+            shape = "x".join(map(str, value.shape)) or "number"
+            flat = value.flatten()
+            shown = " ".join(f"{v:.4g}" for v in flat[:6].tolist()) + (" ..." if len(flat) > 6 else "")
+            lines.append(f"  {name:<{width}}  {shape:>9}  {shown}")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _state(self) -> dict[str, Any]:
+        return super()._state() | {"losses": self.losses, "validation": self.validation, "compiled": self.compiled}
+
+    @classmethod
+    def _from_state(cls, program: Program, state: dict[str, Any]) -> SVIResult:
+        names = ("losses", "validation", "seconds", "seed", "compiled")
+        program.parameters.write_buffers(state["buffers"])
+        return cls(program, state["params"], **{name: state[name] for name in names})
+

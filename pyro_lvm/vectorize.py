@@ -1,0 +1,97 @@
+"""Run a Pyro program once per draw, all draws at a time where the program allows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_NUMBERS_AT_ONCE = 20_000_000
+
+
+def repeat(fn: Callable[..., Any], num_draws: int, *per_draw: Any) -> Any:
+    """Call ``fn`` once per draw and stack what it returns.
+
+    A batched call by ``torch.func.vmap`` means just what a loop would: each draw sees the shapes of one run, and has
+    random numbers of its own. Programs that vmap refuses (a value read into Python, an operation without a batching
+    rule) run in that loop.
+
+    Args:
+        fn: Returns a tensor, or tuples and dicts of tensors.
+        num_draws: S.
+        per_draw: Arguments, or dicts of them, with a leading dimension S that the calls share out.
+
+    Returns:
+        What ``fn`` returns, with a leading dimension S on every tensor.
+    """
+
+
+    def each(index: Tensor, *arguments: Any) -> Any:
+        with _OwnNoise(index):
+            return fn(*arguments)
+
+    with torch.no_grad(), pyro.validation_enabled(False):
+        state = torch.get_rng_state()
+        one = fn(*_take(per_draw, 0))
+        torch.set_rng_state(state)
+        numbers = _count(one) + 1
+        chunk = max(1, min(num_draws, _NUMBERS_AT_ONCE // numbers))
+        index = torch.arange(num_draws)
+        try:
+            return torch.func.vmap(each, randomness="different", chunk_size=chunk)(index, *per_draw)
+        except Exception as e:
+            
+            torch.set_rng_state(state)
+            return _stack([fn(*_take(per_draw, i)) for i in range(num_draws)])
+
+
+_IN_PLACE = {
+    getattr(torch.Tensor, name)
+    for name in ("normal_", "uniform_", "exponential_", "cauchy_", "log_normal_", "geometric_", "bernoulli_", "random_")
+}
+
+
+class _OwnNoise(TorchFunctionMode):
+    """Give each draw its own memory for in-place random numbers, which vmap asks for and distributions do not have.
+
+    Pyro reads shapes through ``Tensor.data``, which vmap refuses; a detached tensor has the same.
+    """
+
+    def __init__(self, index: Tensor) -> None:
+        super().__init__()
+        self.index = index
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == torch.Tensor.data.__get__:  # type: ignore[attr-defined]
+            return args[0].detach()
+        if func in _IN_PLACE:
+            args = (torch.zeros_like(args[0]) + torch.zeros_like(self.index, dtype=args[0].dtype), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+def _take(tree: Any, i: int) -> Any:
+    return _map(lambda t: t[i], tree)
+
+
+def _map(fn: Callable[..., Tensor], *trees: Any) -> Any:
+    """Apply ``fn`` to the tensors that stand at the same place in nested tuples and dicts."""
+    first = trees[0]
+    if isinstance(first, dict):
+        return {key: _map(fn, *(t[key] for t in trees)) for key in first}
+    if isinstance(first, tuple):
+        return tuple(_map(fn, *parts) for parts in zip(*trees, strict=True))
+    return first if first is None else fn(*trees)
+
+
+def _count(tree: Any) -> int:
+    sizes: list[int] = []
+    _map(lambda t: sizes.append(t.numel()) or t, tree)
+    return sum(sizes)
+
+
+def _stack(trees: list[Any]) -> Any:
+    return _map(lambda *tensors: torch.stack(tensors), *trees)
