@@ -111,10 +111,14 @@ class Data:
 
 def _row_arguments(rows: Sequence[int], lengths: Sequence[int | None]) -> tuple[bool, ...]:
     if isinstance(rows, str) or not isinstance(rows, Sequence) or not all(type(i) is int for i in rows):
-        raise TypeError(f"rows must list the positions of the data arguments that have rows, such as [0, 1]; got {rows!r}")
+        raise TypeError(
+            f"rows must list the positions of the data arguments that have rows, such as [0, 1]; got {rows!r}"
+        )
     for i in rows:
         if not 0 <= i < len(lengths) or lengths[i] is None:
-            raise ValueError(f"rows names position {i}, but there are {len(lengths)} data arguments, and it must be a tensor")
+            raise ValueError(
+                f"rows names position {i}, but there are {len(lengths)} data arguments, and it must be a tensor"
+            )
     if len({lengths[i] for i in rows}) > 1:
         raise ValueError(f"the arguments named by rows differ in length: {[lengths[i] for i in rows]}")
     return tuple(i in rows for i in range(len(lengths)))
@@ -170,6 +174,7 @@ class ShuffledRows(WholeData):
         super().__init__(data, weight)
         assert data.num_rows is not None
         self.data, self.weight, self.batch_size, self.seed = data, weight, batch_size, seed
+        self.num_rows = data.num_rows
         self.num_batches = -(-data.num_rows // batch_size)
         self.epoch = -1
 
@@ -177,8 +182,10 @@ class ShuffledRows(WholeData):
         """The batch of a step, counted from 0."""
         epoch, position = divmod(step, self.num_batches)
         if epoch != self.epoch:
-            generator = torch.Generator().manual_seed(int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0]))
-            self.order = torch.randperm(self.data.num_rows, generator=generator)
+            generator = torch.Generator().manual_seed(
+                int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
+            )
+            self.order = torch.randperm(self.num_rows, generator=generator)
             self.epoch = epoch
         index = self.order[position * self.batch_size : (position + 1) * self.batch_size]
         return self.data.take(index), None if self.weight is None else self.weight[index]

@@ -128,7 +128,7 @@ def _marginal(joint: dist.Distribution, guide: AutoContinuous, name: str, part: 
     else:
         base = dist.MultivariateNormal(joint.mean[part], joint.covariance_matrix[part, part])
         if event_dim > 1 or len(shape) > 1:
-            to_shape = torch.distributions.transforms.ReshapeTransform((part.stop - part.start,), tuple(shape))
+            to_shape = torch.distributions.transforms.ReshapeTransform(joint.mean[part].shape, shape)
             base = dist.TransformedDistribution(base, [to_shape])
     return _pushed(base, guide, name)
 

@@ -115,7 +115,9 @@ def score(program: Program, values: Values, args: tuple[Any, ...], num_draws: in
         ValueError: if the model has no row plate, or the guide draws the latents of all rows jointly.
     """
     if program.sites.row_plate is None:
-        raise ValueError("the model has no plate that follows the rows of the data, so that no row has a score of its own")
+        raise ValueError(
+            "the model has no plate that follows the rows of the data, so that no row has a score of its own"
+        )
     if program.couples_rows:
         raise ValueError("this guide draws the latents of all rows jointly, so that no row has a score of its own")
     if is_point(program.guide) and program.sites.local_latent:

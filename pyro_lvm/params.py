@@ -95,7 +95,9 @@ class Parameters:
         result = {}
         for name, value in values.items():
             if name not in self._start:
-                raise ValueError(f"init names {name!r}, which is no parameter; the parameters are {sorted(self._start)}")
+                raise ValueError(
+                    f"init names {name!r}, which is no parameter; the parameters are {sorted(self._start)}"
+                )
             like = self._start[name]
             constraint = self.constraints[name]
             expected = transform_to(constraint)(like.detach()).shape
@@ -313,7 +315,7 @@ def _modules(program: Any) -> Iterator[tuple[str, nn.Module]]:
             todo += [(str(key), t) for key, t in thing.items()]
         elif not isinstance(thing, type | types.ModuleType) and _is_users(type(thing)):
             todo += list(getattr(thing, "__dict__", {}).items())
-            todo.append((name, getattr(type(thing), "__call__", None)))
+            todo += [(name, attribute) for key, attribute in vars(type(thing)).items() if key == "__call__"]
 
 
 def _reached_by(fn: types.FunctionType) -> list[tuple[str, Any]]:

@@ -98,15 +98,17 @@ class Program:
     def _check_guide(self, guide_trace: poutine.Trace) -> set[str]:
         covered = sample_sites(prune_subsample_sites(guide_trace))
         extra = [
-            n for n, s in covered.items()
+            n
+            for n, s in covered.items()
             if n not in (*self.sites.latent, *self.sites.enumerated)
-            and not s["is_observed"] and not s["infer"].get("is_auxiliary")
+            and not s["is_observed"]
+            and not s["infer"].get("is_auxiliary")
         ]
         missing = [n for n in self.sites.latent if n not in covered]
         if missing:
             raise ValueError(
-                f"the guide has no site {missing[0]!r}, which the model leaves latent; its sites are {sorted(covered)}. "
-                "Add it to the guide, pass 'mean_field', or mark a discrete site with infer={'enumerate': 'parallel'}"
+                f"the guide has no site {missing[0]!r}, which the model leaves latent; it has {sorted(covered)}. Add "
+                "the site, pass 'mean_field', or mark a discrete site with infer={'enumerate': 'parallel'}"
             )
         if extra:
             raise ValueError(

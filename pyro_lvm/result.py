@@ -35,7 +35,9 @@ class Result:
         seed: The seed of the fit; draws without a ``seed=`` of their own use it too.
     """
 
-    def __init__(self, program: Program, values: Values, *, num_steps: int, seconds: float, converged: bool, seed: int) -> None:
+    def __init__(
+        self, program: Program, values: Values, *, num_steps: int, seconds: float, converged: bool, seed: int
+    ) -> None:
         self._program = program
         self._values = {name: v.detach().clone() for name, v in values.items()}
         self.params = program.parameters.constrained(self._values)
@@ -250,7 +252,9 @@ def prior_predictive(
 
     def once() -> Draws:
         with private_statements(model):
-            observed = [n for n, s in sample_sites(prior_trace(model, *data.args, **kwargs)).items() if s["is_observed"]]
+            observed = [
+                n for n, s in sample_sites(prior_trace(model, *data.args, **kwargs)).items() if s["is_observed"]
+            ]
             with Uncondition(observed):
                 trace = poutine.trace(model).get_trace(*data.args, **kwargs)
         return {name: site["value"] for name, site in sample_sites(trace).items()}

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_NUMBERS_AT_ONCE = 20_000_000
+from pyro_lvm import randomness
+
+_NUMBERS_AT_ONCE = 5_000_000  # of the largest tensor: some 20 MB in float32, which a few copies of it multiply
 
 
 def repeat(fn: Callable[..., Any], num_draws: int, *per_draw: Any) -> Any:
@@ -29,24 +31,34 @@ def repeat(fn: Callable[..., Any], num_draws: int, *per_draw: Any) -> Any:
         What ``fn`` returns, with a leading dimension S on every tensor.
     """
 
-
     def each(index: Tensor, *arguments: Any) -> Any:
         with _OwnNoise(index):
             return fn(*arguments)
 
     with torch.no_grad(), pyro.validation_enabled(False):
-        state = torch.get_rng_state()
-        one = fn(*_take(per_draw, 0))
-        torch.set_rng_state(state)
-        numbers = _count(one) + 1
-        chunk = max(1, min(num_draws, _NUMBERS_AT_ONCE // numbers))
+        state = randomness.get_state()
+        with _LargestTensor() as largest:
+            fn(*_take(per_draw, 0))
+        randomness.set_state(state)
+        chunk = max(1, min(num_draws, _NUMBERS_AT_ONCE // largest.numbers))
         index = torch.arange(num_draws)
         try:
             return torch.func.vmap(each, randomness="different", chunk_size=chunk)(index, *per_draw)
-        except Exception as e:
-            
-            torch.set_rng_state(state)
+        except Exception:
+            randomness.set_state(state)
             return _stack([fn(*_take(per_draw, i)) for i in range(num_draws)])
+
+
+class _LargestTensor(TorchFunctionMode):
+    """Measures the largest tensor of a run, by which the memory of many runs is bounded."""
+
+    numbers = 1
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.numbers = max(self.numbers, result.numel())
+        return result
 
 
 _IN_PLACE = {
@@ -85,12 +97,6 @@ def _map(fn: Callable[..., Tensor], *trees: Any) -> Any:
     if isinstance(first, tuple):
         return tuple(_map(fn, *parts) for parts in zip(*trees, strict=True))
     return first if first is None else fn(*trees)
-
-
-def _count(tree: Any) -> int:
-    sizes: list[int] = []
-    _map(lambda t: sizes.append(t.numel()) or t, tree)
-    return sum(sizes)
 
 
 def _stack(trees: list[Any]) -> Any:

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from pyro_lvm.sites import RowPlate, Site, sample_sites
 
+Packed = Any  # a tensor with an attribute ``_pyro_dims``: one letter for each of its dimensions
+
 
 def enumerate_model(
     model: Callable, args: Sequence[Any], kwargs: dict[str, Any], max_plate_nesting: int, replay: poutine.Trace | None
@@ -69,7 +71,7 @@ def responsibilities(trace: poutine.Trace) -> dict[str, Tensor]:
 
     def log_p(log_probs: dict[str, Tensor]) -> Tensor:
         for name, site in sites.items():
-            leaf = log_probs[name][...]
+            leaf: Packed = log_probs[name][...]
             leaf._pyro_dims = dims[name]
             site["packed"]["unscaled_log_prob"] = leaf
         return log_density(trace, None)[0]
@@ -90,7 +92,7 @@ def draw_enumerated(trace: poutine.Trace) -> dict[str, Tensor]:
     draws = {}
     for name, site in _enumerated_sites(trace).items():
         symbol, plates = site["infer"]["_enumerate_symbol"], _plates(trace, site)
-        logits = contract_to_tensor(
+        logits: Packed = contract_to_tensor(
             factors, sum_dims, target_ordinal=frozenset(plates), target_dims={symbol} & sum_dims, ring=_ring()
         )
         logits = _support_last(trace, site, logits, logits._pyro_dims)
@@ -128,9 +130,9 @@ def _support_last(trace: poutine.Trace, site: Site, tensor: Tensor, dims: str) -
     return tensor.expand([full.get(d, 1) for d in range(-nesting, 0)] + [size])
 
 
-def _factors(trace: poutine.Trace) -> tuple[OrderedDict[frozenset[str], list[Tensor]], set[str]]:
+def _factors(trace: poutine.Trace) -> tuple[OrderedDict[frozenset[str], list[Packed]], set[str]]:
     """Masked, unscaled log-densities by the plates that they lie in, and the symbols of the enumerated dimensions."""
-    factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+    factors: OrderedDict[frozenset[str], list[Packed]] = OrderedDict()
     plates, dims = set(trace.plate_to_symbol.values()), set()
     for site in sample_sites(trace).values():
         term = packed.scale_and_mask(site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"])
@@ -146,8 +148,6 @@ def _ring() -> LogRing:
     return ring
 
 
-def _sum_all_but(term: Tensor, symbol: str) -> Tensor:
+def _sum_all_but(term: Packed, symbol: str) -> Tensor:
     others = [i for i, d in enumerate(term._pyro_dims) if d != symbol]
     return term.sum(others) if others else term
-
-

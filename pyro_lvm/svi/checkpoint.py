@@ -35,7 +35,9 @@ class Checkpoint:
         differences = [n for n in names if self.fingerprint.get(n) != other.get(n)]
         if differences:
             told = "; ".join(f"{n} was {other.get(n)}, is {self.fingerprint.get(n)}" for n in differences)
-            raise ValueError(f"the checkpoint {str(self.path)!r} belongs to another fit ({told}); delete it to start anew")
+            raise ValueError(
+                f"the checkpoint {str(self.path)!r} belongs to another fit ({told}); delete it to start anew"
+            )
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the file."""

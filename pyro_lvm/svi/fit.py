@@ -134,11 +134,21 @@ def fit(
         kept = None
         if path is not None:
             options = {
-                "model": _name(model), "guide": _name(program.guide), "elbo": _plain(objective.elbo),
+                "model": _name(model),
+                "guide": _name(program.guide),
+                "elbo": _plain(objective.elbo),
                 "optim": _plain(loop.optimizer) + str(loop.optimizer.defaults),
-                "scheduler": type(loop.scheduler).__name__, "clip": clip, "num_steps": num_steps,
-                "batch_size": batch_size, "plate": plate, "rows": rows, "num_rows": num_rows, "seed": seed,
-                "every": every, "model_kwargs": dict(model_kwargs or {}), "device": device,
+                "scheduler": type(loop.scheduler).__name__,
+                "clip": clip,
+                "num_steps": num_steps,
+                "batch_size": batch_size,
+                "plate": plate,
+                "rows": rows,
+                "num_rows": num_rows,
+                "seed": seed,
+                "every": every,
+                "model_kwargs": dict(model_kwargs or {}),
+                "device": device,
             }
             fingerprint = {name: str(value) for name, value in options.items()}
             fingerprint["shapes"] = str({n: list(v.shape) for n, v in start.items()})
@@ -175,9 +185,10 @@ class _Run:
             self._resume(self.kept.state)
         elif self.kept is not None:
             self._save()
-        with _interrupts() as interrupted, tqdm(
-            total=self.num_steps, initial=len(self.losses), disable=not progress, unit=" steps"
-        ) as bar:
+        with (
+            _interrupts() as interrupted,
+            tqdm(total=self.num_steps, initial=len(self.losses), disable=not progress, unit=" steps") as bar,
+        ):
             while not self.finished and not interrupted():
                 began = time.perf_counter()
                 step = len(self.losses)
@@ -194,8 +205,12 @@ class _Run:
         program = self.objective.program
         program.parameters.write(self.loop.params)
         return SVIResult(
-            program, self.loop.params, losses=torch.tensor(self.losses, dtype=torch.float64),
-            validation=self.validation, seconds=self.seconds, seed=self.seed,
+            program,
+            self.loop.params,
+            losses=torch.tensor(self.losses, dtype=torch.float64),
+            validation=self.validation,
+            seconds=self.seconds,
+            seed=self.seed,
         )
 
     def _between_blocks(self) -> bool:
@@ -208,17 +223,25 @@ class _Run:
             if not self.callbacks:
                 return False
             state = FitState(
-                step, torch.tensor(self.losses, dtype=torch.float64),
-                program.parameters.constrained(self.loop.params), dict(self.validation), self.every,
+                step,
+                torch.tensor(self.losses, dtype=torch.float64),
+                program.parameters.constrained(self.loop.params),
+                dict(self.validation),
+                self.every,
             )
             return any([callback(state) for callback in self.callbacks])
 
     def _save(self) -> None:
         assert self.kept is not None
-        self.kept.save({
-            "loop": self.loop.state_dict(), "losses": torch.tensor(self.losses, dtype=torch.float64),
-            "validation": self.validation, "seconds": self.seconds, "finished": self.finished,
-        })
+        self.kept.save(
+            {
+                "loop": self.loop.state_dict(),
+                "losses": torch.tensor(self.losses, dtype=torch.float64),
+                "validation": self.validation,
+                "seconds": self.seconds,
+                "finished": self.finished,
+            }
+        )
 
     def _resume(self, state: dict[str, Any]) -> None:
         self.loop.load_state_dict(state["loop"])
@@ -285,9 +308,7 @@ def _check_numbers(**numbers: Any) -> None:
             raise ValueError(f"{name} must be a positive integer; got {value!r}")
 
 
-def _check_options(
-    batch_size: Any, num_rows: Any, compile: Any, callbacks: Any, seed: Any, model_kwargs: Any
-) -> None:
+def _check_options(batch_size: Any, num_rows: Any, compile: Any, callbacks: Any, seed: Any, model_kwargs: Any) -> None:
     _check_numbers(**{n: v for n, v in (("batch_size", batch_size), ("num_rows", num_rows)) if v is not None})
     if compile is True:
         raise ValueError("compile=True: this version runs fits eagerly; pass 'auto' or False")
@@ -383,4 +404,3 @@ def _plain(thing: Any) -> str:
     """A class and its plain settings, as text that is the same in every process."""
     settings = {k: v for k, v in vars(thing).items() if isinstance(v, int | float | str | bool)}
     return f"{type(thing).__name__} {settings}"
-

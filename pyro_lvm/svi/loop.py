@@ -87,7 +87,7 @@ class EagerLoop:
             raise NonFiniteError(step, site, reason, program.parameters.constrained(self.params)) from error
         if self.scheduler is not None:
             self.scheduler.step()
-        return float(loss)  # type: ignore[arg-type]
+        return float(loss)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything on which the next step depends."""

@@ -159,7 +159,11 @@ class Objective:
             return fn if scale is None else scale(fn)
 
         return program.call(
-            params, getattr(self.elbo, method), scaled(program.model), scaled(program.guide), *args,
+            params,
+            getattr(self.elbo, method),
+            scaled(program.model),
+            scaled(program.guide),
+            *args,
             **program.model_kwargs,
         )
 

@@ -26,7 +26,9 @@ def make_optimizer(optim: Any, params: Mapping[str, Tensor]) -> Optimizer:
         ValueError: for a learning rate that is not positive, and for Pyro's scheduled optimizers.
     """
     if isinstance(optim, PyroLRScheduler):
-        raise ValueError("pass the optimizer as optim= and the schedule as scheduler=, a function of the torch optimizer")
+        raise ValueError(
+            "pass the optimizer as optim= and the schedule as scheduler=, a function of the torch optimizer"
+        )
     if isinstance(optim, PyroOptim):
         return _from_pyro(optim, params)
     if isinstance(optim, int | float) and not isinstance(optim, bool):
@@ -61,7 +63,9 @@ def make_scheduler(scheduler: Any, optimizer: Optimizer) -> Any:
     if scheduler is None:
         return None
     if not callable(scheduler):
-        raise TypeError(f"scheduler must be a function from an optimizer to a scheduler; got {type(scheduler).__name__}")
+        raise TypeError(
+            f"scheduler must be a function from an optimizer to a scheduler; got {type(scheduler).__name__}"
+        )
     made = scheduler(optimizer)
     if isinstance(made, torch.optim.lr_scheduler.ReduceLROnPlateau):
         raise ValueError("ReduceLROnPlateau reads single losses, which are noisy here: use a schedule in steps")

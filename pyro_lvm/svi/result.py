@@ -62,4 +62,3 @@ class SVIResult(Result):
         names = ("losses", "validation", "seconds", "seed", "compiled")
         program.parameters.write_buffers(state["buffers"])
         return cls(program, state["params"], **{name: state[name] for name in names})
-
