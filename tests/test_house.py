@@ -174,7 +174,7 @@ def test_a_room_needs_a_place(tree):
 
 SNAPSHOT = """
 import json, sys, warnings
-import matplotlib, numpy, pyro, torch
+import matplotlib, numpy, pyro, scipy.cluster.vq, torch
 
 def snapshot():
     return {
