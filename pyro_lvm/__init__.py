@@ -3,10 +3,10 @@
 from pyro_lvm import models
 from pyro_lvm.importance import Estimate
 from pyro_lvm.result import Result, prior_predictive
-from pyro_lvm.svi.fit import fit, load
+from pyro_lvm.svi.fit import fit
 from pyro_lvm.svi.nonfinite import NonFiniteError
 from pyro_lvm.svi.objective import Objective
-from pyro_lvm.svi.result import SVIResult
+from pyro_lvm.svi.result import SVIResult, load
 from pyro_lvm.svi.stopping import FitState, StopWhenFlat
 
 __version__ = "0.1.0"

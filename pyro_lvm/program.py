@@ -14,8 +14,9 @@ from torch import Tensor
 
 from pyro_lvm.data import Data
 from pyro_lvm.guides import couples_rows, no_guide, resolve, shares_rows
-from pyro_lvm.params import Bound, Parameters, Values, private_statements
+from pyro_lvm.params import Bound, Parameters, Values
 from pyro_lvm.sites import ScaleRows, describe, find_row_plate, plate_nesting, prior_trace, sample_sites
+from pyro_lvm.statements import private_statements
 
 
 class Program:

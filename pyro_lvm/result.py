@@ -16,9 +16,10 @@ from pyro_lvm.data import Data
 from pyro_lvm.elbo.contraction import draw_enumerated, enumerate_model, responsibilities
 from pyro_lvm.guides import distributions
 from pyro_lvm.importance import Estimate, evidence, score
-from pyro_lvm.params import Bound, Values, private_statements
+from pyro_lvm.params import Bound, Values
 from pyro_lvm.program import Program
 from pyro_lvm.sites import Uncondition, prior_trace, sample_sites
+from pyro_lvm.statements import private_statements
 from pyro_lvm.vectorize import repeat
 
 Draws = dict[str, Tensor]

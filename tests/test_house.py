@@ -18,6 +18,8 @@ ORDER = (
     "randomness",
     "files",
     "data",
+    "modules",
+    "statements",
     "params",
     "sites",
     "vectorize",

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from pyro.infer import ELBO
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from pyro_lvm import files, randomness
 from pyro_lvm.data import Data, LoaderRows, ShuffledRows, WholeData, loader_arguments
@@ -23,6 +19,7 @@ from pyro_lvm.svi.checkpoint import Checkpoint
 from pyro_lvm.svi.loop import EagerLoop
 from pyro_lvm.svi.objective import Objective
 from pyro_lvm.svi.result import SVIResult
+from pyro_lvm.svi.run import Run
 from pyro_lvm.svi.stopping import FitState
 
 
@@ -104,182 +101,50 @@ def fit(
     _check_options(batch_size, num_rows, compile, callbacks, seed, model_kwargs)
     path = None if checkpoint is None else files.check_writable(checkpoint, "checkpoint")
     objective = Objective(model, guide, elbo, plate=plate, model_kwargs=model_kwargs)
-    with randomness.seeded(seed), _on(device):
+    with randomness.seeded(seed), nullcontext() if device is None else torch.device(device):
+        _move([model, guide], device)
         loader = data[0] if len(data) == 1 and isinstance(data[0], DataLoader) else None
         if loader is None:
-            rows_given = Data(data, rows, device)
-            whole = rows_given.num_rows
-            example = None if batch_size is None else rows_given.take(slice(0, batch_size))
+            tensors = Data(data, rows, device)
+            total = num_rows or tensors.num_rows
         else:
-            whole = _loader_rows(loader, num_rows, batch_size, rows, sample_weight)
-            rows_given = Data(loader_arguments(next(iter(loader)), device))
-            example = None
-        _move(model, guide, device)
-        objective.prepare(rows_given, example, weighted=sample_weight is not None)
+            _check_loader(batch_size=batch_size, rows=rows, sample_weight=sample_weight)
+            tensors = Data(loader_arguments(next(iter(loader)), device))
+            total = num_rows or _length(loader)
+        example = tensors.args if batch_size is None else tensors.take(slice(0, batch_size))
+        objective.prepare(tensors, example, weighted=sample_weight is not None)
         program = objective.program
-        weight = objective.check_weight(sample_weight, whole)
-        if batch_size is not None or loader is not None:
-            check_minibatches(program, batch_size, whole)
+        weight = objective.check_weight(sample_weight, tensors.num_rows)
         batches: WholeData | LoaderRows
         if loader is not None:
             batches = LoaderRows(loader, device)
-        elif batch_size is not None and whole is not None and batch_size < whole:
-            batches = ShuffledRows(rows_given, weight, batch_size, seed)
+        elif batch_size is not None:
+            batches = ShuffledRows(tensors, weight, batch_size, seed)
         else:
-            batches = WholeData(rows_given, weight)
+            batches = WholeData(tensors, weight)
+        if not isinstance(batches, WholeData) or batch_size is not None:
+            check_minibatches(program, batch_size, total)
         held_out = _validation(program, validation, rows, device)
         start = program.parameters.start() | program.parameters.unconstrained(_initial(program, init))
-        minibatches = num_rows if num_rows is not None else whole
-        loop = EagerLoop(objective, start, batches, minibatches, optim, scheduler, clip)
+        loop = EagerLoop(objective, start, batches, total, optim, scheduler, clip)
         kept = None
         if path is not None:
-            options = {
+            fingerprint = {
                 "model": _name(model),
                 "guide": _name(program.guide),
                 "elbo": _plain(objective.elbo),
-                "optim": _plain(loop.optimizer) + str(loop.optimizer.defaults),
+                "optim": f"{_plain(loop.optimizer)} {loop.optimizer.defaults}",
                 "scheduler": type(loop.scheduler).__name__,
-                "clip": clip,
-                "num_steps": num_steps,
-                "batch_size": batch_size,
-                "plate": plate,
-                "rows": rows,
-                "num_rows": num_rows,
-                "seed": seed,
-                "every": every,
+                "data": f"loader of {total} rows" if loader is not None else tensors.fingerprint(),
+                "sample_weight": Data((weight,)).fingerprint(),
+                "validation": Data(held_out or ()).fingerprint(),
+                "shapes": {name: list(v.shape) for name, v in start.items()},
                 "model_kwargs": dict(model_kwargs or {}),
-                "device": device,
             }
-            fingerprint = {name: str(value) for name, value in options.items()}
-            fingerprint["shapes"] = str({n: list(v.shape) for n, v in start.items()})
-            fingerprint["data"] = f"loader of {whole} rows" if loader is not None else rows_given.fingerprint()
-            fingerprint["sample_weight"] = Data((weight,)).fingerprint()
-            kept = Checkpoint(path, fingerprint)
-        run = _Run(objective, loop, held_out, num_steps, every, list(callbacks), kept, seed)
-        return run(progress)
-
-
-class _Run:
-    """The blocks of one fit, with validation, callbacks and checkpoints between them."""
-
-    def __init__(
-        self,
-        objective: Objective,
-        loop: EagerLoop,
-        held_out: tuple[Any, ...] | None,
-        num_steps: int,
-        every: int,
-        callbacks: list[Callable[[FitState], Any]],
-        kept: Checkpoint | None,
-        seed: int,
-    ) -> None:
-        self.objective, self.loop, self.held_out = objective, loop, held_out
-        self.num_steps, self.every, self.callbacks, self.kept, self.seed = num_steps, every, callbacks, kept, seed
-        self.losses: list[float] = []
-        self.validation: dict[int, float] = {}
-        self.seconds = 0.0
-        self.finished = False
-
-    def __call__(self, progress: bool) -> SVIResult:
-        if self.kept is not None and self.kept.state is not None:
-            self._resume(self.kept.state)
-        elif self.kept is not None:
-            self._save()
-        with (
-            _interrupts() as interrupted,
-            tqdm(total=self.num_steps, initial=len(self.losses), disable=not progress, unit=" steps") as bar,
-        ):
-            while not self.finished and not interrupted():
-                began = time.perf_counter()
-                step = len(self.losses)
-                stop = min(self.num_steps, (step // self.every + 1) * self.every)
-                self.losses += self.loop.run(step, stop, interrupted)
-                if len(self.losses) == stop:
-                    self.finished = self._between_blocks() or stop == self.num_steps
-                self.seconds += time.perf_counter() - began
-                bar.update(len(self.losses) - step)
-                recent = self.losses[-self.every :]
-                bar.set_postfix_str(f"loss {sum(recent) / len(recent):.4g}")
-                if self.kept is not None:
-                    self._save()
-        program = self.objective.program
-        program.parameters.write(self.loop.params)
-        return SVIResult(
-            program,
-            self.loop.params,
-            losses=torch.tensor(self.losses, dtype=torch.float64),
-            validation=self.validation,
-            seconds=self.seconds,
-            seed=self.seed,
-        )
-
-    def _between_blocks(self) -> bool:
-        """Validate, ask the callbacks; whether one of them stops the fit."""
-        program, step = self.objective.program, len(self.losses)
-        with randomness.seeded(self.seed):
-            if self.held_out is not None:
-                with program.parameters.evaluating():
-                    self.validation[step] = self.objective.value(self.loop.params, self.held_out)
-            if not self.callbacks:
-                return False
-            state = FitState(
-                step,
-                torch.tensor(self.losses, dtype=torch.float64),
-                program.parameters.constrained(self.loop.params),
-                dict(self.validation),
-                self.every,
-            )
-            return any([callback(state) for callback in self.callbacks])
-
-    def _save(self) -> None:
-        assert self.kept is not None
-        self.kept.save(
-            {
-                "loop": self.loop.state_dict(),
-                "losses": torch.tensor(self.losses, dtype=torch.float64),
-                "validation": self.validation,
-                "seconds": self.seconds,
-                "finished": self.finished,
-            }
-        )
-
-    def _resume(self, state: dict[str, Any]) -> None:
-        self.loop.load_state_dict(state["loop"])
-        self.losses, self.validation = state["losses"].tolist(), state["validation"]
-        self.seconds, self.finished = state["seconds"], state["finished"]
-
-
-def load(
-    path: files.FilePath,
-    model: Callable,
-    guide: Any,
-    *data: Any,
-    plate: str | None = None,
-    rows: Sequence[int] | None = None,
-    model_kwargs: Mapping[str, Any] | None = None,
-) -> SVIResult:
-    """Read a result that ``result.save(path)`` wrote. The file is read as tensors and numbers; nothing is unpickled.
-
-    Args:
-        path: The file.
-        model: The model of the fit.
-        guide: The guide of the fit.
-        data: The data of the fit.
-        plate: As in the fit.
-        rows: As in the fit.
-        model_kwargs: As in the fit.
-
-    Raises:
-        ValueError: if the file holds no result, or its parameters are not those of the model and guide.
-    """
-    state = files.read(path, "result")
-    with randomness.seeded(state["seed"]):
-        program = Program(model, guide, Data(data, rows), None, model_kwargs, plate)
-    expected = {name: tuple(v.shape) for name, v in program.parameters.start().items()}
-    found = {name: tuple(v.shape) for name, v in state["params"].items()}
-    if expected != found:
-        raise ValueError(f"{str(path)!r} holds parameters {found}, but this model and guide have {expected}")
-    return SVIResult._from_state(program, state)
+            fingerprint |= {"num_steps": num_steps, "batch_size": batch_size, "clip": clip, "every": every}
+            fingerprint |= {"plate": plate, "rows": rows, "num_rows": num_rows, "seed": seed, "device": device}
+            kept = Checkpoint(path, {name: str(value) for name, value in fingerprint.items()})
+        return Run(objective, loop, held_out, num_steps, every, list(callbacks), kept, seed).finish(progress)
 
 
 def check_minibatches(program: Program, batch_size: int | None, num_rows: int | None) -> None:
@@ -322,13 +187,13 @@ def _check_options(batch_size: Any, num_rows: Any, compile: Any, callbacks: Any,
         raise TypeError(f"model_kwargs must be a dict of keyword arguments; got {type(model_kwargs).__name__}")
 
 
-def _loader_rows(loader: DataLoader, num_rows: int | None, batch_size: Any, rows: Any, weight: Any) -> int:
-    """N of a ``DataLoader``'s data."""
-    for name, value in (("batch_size", batch_size), ("rows", rows), ("sample_weight", weight)):
+def _check_loader(**options: Any) -> None:
+    for name, value in options.items():
         if value is not None:
             raise ValueError(f"{name} cannot be given with a DataLoader, which makes the batches itself")
-    if num_rows is not None:
-        return num_rows
+
+
+def _length(loader: DataLoader) -> int:
     try:
         return len(loader.dataset)  # type: ignore[arg-type]
     except TypeError as error:
@@ -364,33 +229,8 @@ def _initial(program: Program, init: Any) -> Mapping[str, Any]:
     return init
 
 
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C between steps instead of within one; a second Ctrl-C acts at once."""
-    asked = False
-
-    def handler(number: int, frame: Any) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, before)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _on(device: torch.device | str | None) -> Any:
-    """New tensors on the device inside."""
-    return nullcontext() if device is None else torch.device(device)
-
-
-def _move(model: Any, guide: Any, device: Any) -> None:
-    for thing in (model, guide):
+def _move(programs: Sequence[Any], device: torch.device | str | None) -> None:
+    for thing in programs:
         owner = getattr(thing, "__self__", thing)
         if device is not None and isinstance(owner, torch.nn.Module):
             owner.to(device)

@@ -1,11 +1,14 @@
-"""The result of stochastic variational inference."""
+"""The result of stochastic variational inference, and how to read a saved one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
+from pyro_lvm import files, randomness
+from pyro_lvm.data import Data
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
@@ -62,3 +65,36 @@ class SVIResult(Result):
         names = ("losses", "validation", "seconds", "seed", "compiled")
         program.parameters.write_buffers(state["buffers"])
         return cls(program, state["params"], **{name: state[name] for name in names})
+
+
+def load(
+    path: files.FilePath,
+    model: Callable,
+    guide: Any,
+    *data: Any,
+    plate: str | None = None,
+    rows: Sequence[int] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> SVIResult:
+    """Read a result that ``result.save(path)`` wrote. The file is read as tensors and numbers; nothing is unpickled.
+
+    Args:
+        path: The file.
+        model: The model of the fit.
+        guide: The guide of the fit.
+        data: The data of the fit.
+        plate: As in the fit.
+        rows: As in the fit.
+        model_kwargs: As in the fit.
+
+    Raises:
+        ValueError: if the file holds no result, or its parameters are not those of the model and guide.
+    """
+    state = files.read(path, "result")
+    with randomness.seeded(state["seed"]):
+        program = Program(model, guide, Data(data, rows), None, model_kwargs, plate)
+    expected = {name: tuple(v.shape) for name, v in program.parameters.start().items()}
+    found = {name: tuple(v.shape) for name, v in state["params"].items()}
+    if expected != found:
+        raise ValueError(f"{str(path)!r} holds parameters {found}, but this model and guide have {expected}")
+    return SVIResult._from_state(program, state)

@@ -1,0 +1,67 @@
+"""The torch modules that a program can reach: where Pyro users keep their parameters."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+
+class Sealed:
+    """A program that holds constants: the search for modules does not look inside."""
+
+
+_LIBRARIES = ("torch", "pyro", "numpy", "scipy", "pandas", "sklearn", "matplotlib", "arviz", "builtins")
+
+
+def reachable_modules(program: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that a program is, belongs to, or reaches by closure, globals, attributes and arguments."""
+    seen: set[int] = set()
+    todo: list[tuple[str, Any]] = [("", program)]
+    while todo:
+        name, thing = todo.pop(0)
+        if id(thing) in seen or isinstance(thing, Sealed):
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, nn.Module):
+            yield getattr(thing, "_pyro_name", "") or name, thing
+        elif isinstance(thing, functools.partial):
+            todo += [("", thing.func), *(("", a) for a in thing.args), *thing.keywords.items()]
+        elif inspect.ismethod(thing):
+            todo += [("", thing.__self__), (name, thing.__func__)]
+        elif inspect.isfunction(thing):
+            todo += _reached_by(thing)
+        elif isinstance(thing, list | tuple | set | frozenset):
+            todo += [(f"{name}.{i}".lstrip("."), t) for i, t in enumerate(thing)]
+        elif isinstance(thing, dict):
+            todo += [(str(key), t) for key, t in thing.items()]
+        elif not isinstance(thing, type | types.ModuleType) and _is_users(type(thing)):
+            todo += list(getattr(thing, "__dict__", {}).items())
+            todo += [(name, attribute) for key, attribute in vars(type(thing)).items() if key == "__call__"]
+
+
+def _reached_by(fn: types.FunctionType) -> list[tuple[str, Any]]:
+    """What a function can reach: wrapped function, closure, defaults, and the globals that its code names."""
+    reached: list[tuple[str, Any]] = []
+    for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
+        try:
+            reached.append((name, cell.cell_contents))
+        except ValueError:  # a cell that is not filled yet
+            continue
+    if not _is_users(fn):
+        return reached
+    reached += [("", d) for d in fn.__defaults__ or ()] + list((fn.__kwdefaults__ or {}).items())
+    codes, names = [fn.__code__], set()
+    while codes:
+        code = codes.pop()
+        names |= set(code.co_names)
+        codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return reached + [(n, fn.__globals__[n]) for n in sorted(names) if n in fn.__globals__]
+
+
+def _is_users(thing: Any) -> bool:
+    return (getattr(thing, "__module__", None) or "").split(".")[0] not in _LIBRARIES

@@ -1,0 +1,131 @@
+"""One fit from its first step to its result: blocks of steps, and what comes between them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from pyro_lvm import randomness
+from pyro_lvm.svi.checkpoint import Checkpoint
+from pyro_lvm.svi.loop import EagerLoop
+from pyro_lvm.svi.objective import Objective
+from pyro_lvm.svi.result import SVIResult
+from pyro_lvm.svi.stopping import FitState
+
+
+class Run:
+    """The blocks of one fit, with validation, callbacks and checkpoints between them."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        loop: EagerLoop,
+        held_out: tuple[Any, ...] | None,
+        num_steps: int,
+        every: int,
+        callbacks: list[Callable[[FitState], Any]],
+        kept: Checkpoint | None,
+        seed: int,
+    ) -> None:
+        self.objective, self.loop, self.held_out = objective, loop, held_out
+        self.num_steps, self.every, self.callbacks, self.kept, self.seed = num_steps, every, callbacks, kept, seed
+        self.losses: list[float] = []
+        self.validation: dict[int, float] = {}
+        self.seconds = 0.0
+        self.finished = False
+
+    def finish(self, progress: bool) -> SVIResult:
+        """Take all steps that are left, or as many as callbacks and the user allow."""
+        if self.kept is not None and self.kept.state is not None:
+            self._resume(self.kept.state)
+        elif self.kept is not None:
+            self._save()
+        with (
+            _interrupts() as interrupted,
+            tqdm(total=self.num_steps, initial=len(self.losses), disable=not progress, unit=" steps") as bar,
+        ):
+            while not self.finished and not interrupted():
+                began = time.perf_counter()
+                step = len(self.losses)
+                stop = min(self.num_steps, (step // self.every + 1) * self.every)
+                self.losses += self.loop.run(step, stop, interrupted)
+                if len(self.losses) == stop:
+                    self.finished = self._between_blocks() or stop == self.num_steps
+                self.seconds += time.perf_counter() - began
+                bar.update(len(self.losses) - step)
+                recent = self.losses[-self.every :]
+                bar.set_postfix_str(f"loss {sum(recent) / len(recent):.4g}")
+                if self.kept is not None:
+                    self._save()
+        program = self.objective.program
+        program.parameters.write(self.loop.params)
+        return SVIResult(
+            program,
+            self.loop.params,
+            losses=torch.tensor(self.losses, dtype=torch.float64),
+            validation=self.validation,
+            seconds=self.seconds,
+            seed=self.seed,
+        )
+
+    def _between_blocks(self) -> bool:
+        """Validate, ask the callbacks; whether one of them stops the fit."""
+        program, step = self.objective.program, len(self.losses)
+        with randomness.seeded(self.seed):
+            if self.held_out is not None:
+                with program.parameters.evaluating():
+                    self.validation[step] = self.objective.value(self.loop.params, self.held_out)
+            if not self.callbacks:
+                return False
+            state = FitState(
+                step,
+                torch.tensor(self.losses, dtype=torch.float64),
+                program.parameters.constrained(self.loop.params),
+                dict(self.validation),
+                self.every,
+            )
+            return any([callback(state) for callback in self.callbacks])
+
+    def _save(self) -> None:
+        assert self.kept is not None
+        self.kept.save(
+            {
+                "loop": self.loop.state_dict(),
+                "losses": torch.tensor(self.losses, dtype=torch.float64),
+                "validation": self.validation,
+                "seconds": self.seconds,
+                "finished": self.finished,
+            }
+        )
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        self.loop.load_state_dict(state["loop"])
+        self.losses, self.validation = state["losses"].tolist(), state["validation"]
+        self.seconds, self.finished = state["seconds"], state["finished"]
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C between steps instead of within one; a second Ctrl-C acts at once."""
+    asked = False
+
+    def handler(number: int, frame: Any) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, before)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
