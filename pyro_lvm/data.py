@@ -64,6 +64,12 @@ class Data:
 
     An argument has rows if its first dimension is that of the first argument; the others pass whole.
 
+    Attributes:
+        args: The tensors, in the order of the call.
+        has_rows: Which of them have one entry per row.
+        num_rows: N; None where no argument has rows.
+        complete: Whether these are all rows, and not the first batch of a ``DataLoader``.
+
     Args:
         args: What the user passed.
         rows: Positions of the arguments that have rows, instead of the rule above.
@@ -83,6 +89,7 @@ class Data:
         if device is not None:
             tensors = [t.to(device) if isinstance(t, Tensor) else t for t in tensors]
         self.args: tuple[Any, ...] = tuple(tensors)
+        self.complete = True
         lengths = [len(t) if isinstance(t, Tensor) and t.dim() else None for t in tensors]
         if rows is None:
             self.has_rows = tuple(n is not None and n == lengths[0] for n in lengths)
@@ -96,6 +103,14 @@ class Data:
     def take(self, index: Tensor | slice) -> tuple[Any, ...]:
         """The arguments with only the rows that ``index`` selects."""
         return tuple(a[index] if has else a for a, has in zip(self.args, self.has_rows, strict=True))
+
+    def holds(self, args: tuple[Any, ...]) -> bool:
+        """Whether these arguments are this data."""
+
+        def same(a: Any, b: Any) -> bool:
+            return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b
+
+        return len(args) == len(self.args) and all(map(same, args, self.args))
 
     def fingerprint(self) -> str:
         """A hash of every argument's shape, dtype and bytes."""

@@ -58,7 +58,7 @@ class Program:
             if "dtype" in str(error):
                 raise ValueError(f"{self._dtypes()}; the model failed on them: {error}") from error
             raise
-        self._check_dtypes()
+        self.check_dtypes(self.example)
 
     def _inspect(self, guide: Any, plate: str | None) -> None:
         store = pyro.get_param_store()
@@ -122,9 +122,14 @@ class Program:
         found = sorted({str(a.dtype) for a in self.data.args if isinstance(a, Tensor) and a.is_floating_point()})
         return f"the data has dtype {' and '.join(found)}, torch's default is {torch.get_default_dtype()}"
 
-    def _check_dtypes(self) -> None:
+    def check_dtypes(self, args: Sequence[Any]) -> None:
+        """Refuse data whose floating dtype is not that of the parameters.
+
+        Raises:
+            ValueError: if they clash.
+        """
         params = {v.dtype for v in self.parameters.start().values() if v.is_floating_point()}
-        data = {a.dtype for a in self.example if isinstance(a, Tensor) and a.is_floating_point()}
+        data = {a.dtype for a in args if isinstance(a, Tensor) and a.is_floating_point()}
         if params and data and params != data:
             raise ValueError(
                 f"the data has dtype {sorted(map(str, data))}, the parameters have {sorted(map(str, params))}: "

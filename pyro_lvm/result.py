@@ -65,8 +65,10 @@ class Result:
             For each latent site a tensor ``[S, ...]``.
         """
         _check_count("num_draws", num_draws)
+        sites = self._program.sites
+        args = self._arguments((), needs_rows=bool(sites.local_latent or sites.enumerated))
         with self._quiet(seed):
-            return repeat(lambda: self._latents(self._program.data.args, enumerated=True), num_draws)
+            return repeat(lambda: self._latents(args, enumerated=True), num_draws)
 
     def posterior(self, *data: Any, num_draws: int = 1_000) -> dict[str, dist.Distribution]:
         """The posterior of each latent site as a distribution, where there is one in closed form.
@@ -81,9 +83,9 @@ class Result:
         Returns:
             A distribution for each site.
         """
-        args = self._arguments(data)
         program, kwargs = self._program, self._program.model_kwargs
-        self._refuse_other_rows(data)
+        args = self._arguments(data, needs_rows=bool(program.sites.local_latent or program.sites.enumerated))
+        self._refuse_other_rows(args)
         with torch.no_grad(), self._quiet(None):
             trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
             found = program.call(self._values, distributions, program.guide, trace, program.sites.latent)
@@ -112,7 +114,7 @@ class Result:
         _check_count("num_draws", num_draws)
         args = self._arguments(inputs)
         with self._quiet(seed):
-            return repeat(lambda: self._predict(args, bool(inputs)), num_draws)
+            return repeat(lambda: self._predict(args), num_draws)
 
     def score(self, *data: Any, num_draws: int = 1_000, seed: int | None = None) -> Estimate:
         """log p(x_i) of each row, in nats.
@@ -133,7 +135,7 @@ class Result:
         """
         _check_count("num_draws", num_draws)
         args = self._arguments(data)
-        self._refuse_other_rows(data)
+        self._refuse_other_rows(args)
         with self._quiet(seed):
             return score(self._program, self._values, args, num_draws)
 
@@ -154,13 +156,21 @@ class Result:
         """
         _check_count("num_particles", num_particles)
         with self._quiet(seed):
-            return evidence(self._program, self._values, self._program.data.args, num_particles, proposal)
+            return evidence(self._program, self._values, self._arguments(()), num_particles, proposal)
 
-    def _arguments(self, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        return Data(given).args if given else self._program.data.args
+    def _arguments(self, given: tuple[Any, ...], needs_rows: bool = True) -> tuple[Any, ...]:
+        """The arguments that a call means: the fitted data if it was given none, or just these."""
+        fitted = self._program.data
+        if not given:
+            if needs_rows and not fitted.complete:
+                raise ValueError("the fit took its rows from a DataLoader and kept none of them: pass the rows")
+            return fitted.args
+        args = Data(given).args
+        self._program.check_dtypes(args)
+        return fitted.args if fitted.holds(args) else args
 
-    def _refuse_other_rows(self, given: tuple[Any, ...]) -> None:
-        if given and self._program.covers_fitted_rows_only:
+    def _refuse_other_rows(self, args: tuple[Any, ...]) -> None:
+        if args is not self._program.data.args and self._program.covers_fitted_rows_only:
             raise ValueError(
                 f"the guide keeps parameters for the latents {list(self._program.sites.local_latent)} of the fitted "
                 "rows alone: other rows need an amortized guide, a function of the rows"
@@ -168,6 +178,8 @@ class Result:
 
     def _quiet(self, seed: int | None) -> ExitStack:
         """Random numbers from a seed, and the user's modules in evaluation mode."""
+        if seed is not None and (type(seed) is not int or seed < 0):
+            raise ValueError(f"seed must be a non-negative integer; got {seed!r}")
         stack = ExitStack()
         stack.enter_context(randomness.seeded(self.seed if seed is None else seed))
         stack.enter_context(self._program.parameters.evaluating())
@@ -189,12 +201,12 @@ class Result:
         drawn = poutine.trace(self.guide).get_trace(*args, **self._program.model_kwargs)
         return responsibilities(self._enumerated_trace(args, drawn))
 
-    def _predict(self, args: tuple[Any, ...], new_rows: bool) -> Draws:
+    def _predict(self, args: tuple[Any, ...]) -> Draws:
         sites, kwargs, fitted = self._program.sites, self._program.model_kwargs, self._program.data.args
         blank = prior_trace(self.model, *args, **kwargs)
         given = all(blank.nodes[name]["is_observed"] for name in sites.observed)
         amortized = bool(sites.local_latent) and not self._program.covers_fitted_rows_only
-        guide_args = args if amortized or not new_rows else fitted
+        guide_args = args if amortized else fitted
         trace = poutine.trace(self.guide).get_trace(*guide_args, **kwargs)
         for name in sites.local_latent if guide_args is not args else ():
             trace.remove_node(name)

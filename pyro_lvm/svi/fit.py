@@ -110,6 +110,7 @@ def fit(
         else:
             _check_loader(batch_size=batch_size, rows=rows, sample_weight=sample_weight)
             tensors = Data(loader_arguments(next(iter(loader)), device))
+            tensors.complete = False
             total = num_rows or _length(loader)
         example = tensors.args if batch_size is None else tensors.take(slice(0, batch_size))
         objective.prepare(tensors, example, weighted=sample_weight is not None)
@@ -122,14 +123,14 @@ def fit(
             batches = ShuffledRows(tensors, weight, batch_size, seed)
         else:
             batches = WholeData(tensors, weight)
-        if not isinstance(batches, WholeData) or batch_size is not None:
+        if loader is not None or batch_size is not None:
             check_minibatches(program, batch_size, total)
         held_out = _validation(program, validation, rows, device)
         start = program.parameters.start() | program.parameters.unconstrained(_initial(program, init))
         loop = EagerLoop(objective, start, batches, total, optim, scheduler, clip)
         kept = None
         if path is not None:
-            fingerprint = {
+            fingerprint: dict[str, Any] = {
                 "model": _name(model),
                 "guide": _name(program.guide),
                 "elbo": _plain(objective.elbo),
