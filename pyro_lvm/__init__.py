@@ -1,6 +1,6 @@
 """Latent variable models on Pyro and PyTorch."""
 
-from pyro_lvm import models
+from pyro_lvm import models, plots
 from pyro_lvm.importance import Estimate
 from pyro_lvm.result import Result, prior_predictive
 from pyro_lvm.svi.fit import fit
@@ -22,5 +22,6 @@ __all__ = [
     "fit",
     "load",
     "models",
+    "plots",
     "prior_predictive",
 ]

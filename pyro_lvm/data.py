@@ -108,7 +108,9 @@ class Data:
         """Whether these arguments are this data."""
 
         def same(a: Any, b: Any) -> bool:
-            return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b
+            if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+                return a is b
+            return a.dtype == b.dtype and torch.equal(a, b)
 
         return len(args) == len(self.args) and all(map(same, args, self.args))
 
