@@ -124,7 +124,7 @@ def mixture(
         rows = np.clip(_array("responsibilities", responsibilities, len(x), K) @ colors, 0, 1)
 
     ax = _axes(ax, (6, 4.5))
-    ax.scatter(*x[:, chosen].T, c=rows, s=20, alpha=0.85, linewidths=0, zorder=2)
+    ax.scatter(x[:, chosen[0]], x[:, chosen[1]], c=rows, s=20, alpha=0.85, linewidths=0, zorder=2)
     for k in range(K):
         variances, directions = np.linalg.eigh(covariances[k][np.ix_(chosen, chosen)])
         angle = math.degrees(math.atan2(directions[1, 1], directions[0, 1]))
@@ -166,11 +166,12 @@ def latent_map(z: Any, labels: Any = None, ax: Axes | None = None) -> Axes:
     ax = _axes(ax, (5.5, 5))
     for k, name in enumerate(np.unique(names)):
         rows = z[names == name]
-        ax.scatter(*rows.T, s=12, color=_color(k), alpha=0.6, linewidths=0)
+        ax.scatter(rows[:, 0], rows[:, 1], s=12, color=_color(k), alpha=0.6, linewidths=0)
         if labels is not None:
             halo = [withStroke(linewidth=3.5, foreground="white")]
-            style = {"ha": "center", "va": "center", "fontsize": 13, "fontweight": "bold", "zorder": 5}
-            ax.text(*np.median(rows, 0), str(name), color=_color(k), path_effects=halo, **style)
+            style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 13, "fontweight": "bold", "zorder": 5}
+            across, up = np.median(rows, 0)
+            ax.text(across, up, str(name), color=_color(k), path_effects=halo, **style)
     ax.set(xlabel="latent 0", ylabel="latent 1")
     ax.set_aspect("equal", adjustable="datalim")
     return _plain(ax)
