@@ -12,6 +12,7 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_lvm.data import as_tensor
 from pyro_lvm.models._base import AssignableModule, check_choice, check_count, check_rows
 
 __all__ = ["GaussianMixture"]
@@ -157,7 +158,7 @@ class GaussianMixture(AssignableModule):
         So clusters of one row, or of none, have a usable start too.
 
         Args:
-            x: Data, `[N, D]`.
+            x: Data, `[N, D]`: a tensor, an array or a data frame.
             seed: Fixes the random choices. Other seeds give other starts.
 
         Returns:
@@ -173,7 +174,7 @@ class GaussianMixture(AssignableModule):
             C. Fraley and A. E. Raftery, "Bayesian regularization for normal mixture estimation and
             model-based clustering" (2007).
         """
-        x = check_rows("x", x, self.num_features, self.locs.dtype)
+        x = check_rows("x", as_tensor(x), self.num_features, self.locs.dtype)
         data = x.detach().cpu().double().numpy()
         (N, D), K = data.shape, self.num_components
         if N < K:

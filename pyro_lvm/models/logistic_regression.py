@@ -8,6 +8,7 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from pyro_lvm.data import as_tensor
 from pyro_lvm.models._base import check_count, check_positive, check_rows
 
 __all__ = ["BayesianLogisticRegression"]
@@ -137,7 +138,7 @@ class BayesianLogisticRegression(PyroModule):
         .. math:: p(y = c \mid x) \approx \frac{1}{S} \sum_s p(y = c \mid x, w_s, b_s)
 
         Args:
-            X: Inputs, `[N, D]`. Integers are converted.
+            X: Inputs, `[N, D]`: a tensor, an array or a data frame. Integers are converted.
             draws: Posterior draws, with a leading dimension of draws at each site (`weights` `[S, D]` or
                 `[S, D, C]`, `intercept` `[S]` or `[S, C]`; other sites are ignored), or a single point
                 without it.
@@ -150,7 +151,7 @@ class BayesianLogisticRegression(PyroModule):
             ValueError: If a site is missing, or a shape or dtype does not fit.
         """
         D, C, binary = self.num_features, self.num_classes, self.num_classes == 2
-        X = check_rows("X", X, D, self.prior_scale.dtype)
+        X = check_rows("X", as_tensor(X), D, self.prior_scale.dtype)
         point: dict[str, tuple[int, ...]] = {"weights": (D,) if binary else (D, C)}
         if self.intercept:
             point["intercept"] = () if binary else (C,)

@@ -7,6 +7,7 @@ from pyro.nn import pyro_method
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_lvm.data import as_tensor
 from pyro_lvm.models._base import AssignableModule, check_count, check_rows
 
 __all__ = ["PPCA"]
@@ -109,7 +110,7 @@ class PPCA(AssignableModule):
         """Start from the mean and the mean variance of the features, with a small random loading.
 
         Args:
-            x: Data, `[N, D]`.
+            x: Data, `[N, D]`: a tensor, an array or a data frame.
             seed: Fixes the random choices. Other seeds give other starts.
 
         Returns:
@@ -119,7 +120,7 @@ class PPCA(AssignableModule):
             TypeError: If `x` is not a tensor.
             ValueError: If `x` has another shape or dtype, no rows, or values that are not finite.
         """
-        x = check_rows("x", x, self.num_features, self.loc.dtype).detach()
+        x = check_rows("x", as_tensor(x), self.num_features, self.loc.dtype).detach()
         if len(x) == 0:
             raise ValueError("x: expected at least one row, got none")
         if not x.isfinite().all():
