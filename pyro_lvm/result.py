@@ -68,7 +68,7 @@ class Result:
         sites = self._program.sites
         args = self._arguments((), needs_rows=bool(sites.local_latent or sites.enumerated))
         with self._quiet(seed):
-            return repeat(lambda: self._latents(args, enumerated=True), num_draws)
+            return repeat(lambda: self._latents(args)[0], num_draws)
 
     def posterior(self, *data: Any, num_draws: int = 1_000) -> dict[str, dist.Distribution]:
         """The posterior of each latent site as a distribution, where there is one in closed form.
@@ -185,13 +185,13 @@ class Result:
         stack.enter_context(self._program.parameters.evaluating())
         return stack
 
-    def _latents(self, args: tuple[Any, ...], enumerated: bool) -> Draws:
-        """One draw of the guide's sites, and of the enumerated ones given those."""
+    def _latents(self, args: tuple[Any, ...]) -> tuple[Draws, poutine.Trace]:
+        """One draw of the guide's sites, and of the enumerated ones given those; and the guide's trace."""
         trace = poutine.trace(self.guide).get_trace(*args, **self._program.model_kwargs)
         values = {name: trace.nodes[name]["value"] for name in self._program.sites.latent}
-        if enumerated and self._program.sites.enumerated:
+        if self._program.sites.enumerated:
             values |= draw_enumerated(self._enumerated_trace(args, trace))
-        return values
+        return values, trace
 
     def _enumerated_trace(self, args: tuple[Any, ...], latents: poutine.Trace) -> poutine.Trace:
         program = self._program
