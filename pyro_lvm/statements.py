@@ -20,21 +20,27 @@ from pyro_lvm.modules import reachable_modules
 @contextmanager
 def private_statements(*programs: Any) -> Iterator[Statements]:
     """These programs read and write no global parameters inside; what their ``pyro.param`` made is forgotten."""
-    with local_params(*programs), Statements() as statements:
+    # AutoGuides run the model under poutine.block, which hides its statements from any handler; in a PyroModule Pyro
+    # would then raise, though the store and the module's state are put back below.
+    with local_params(*programs), pyro.settings.context(validate_poutine=False), Statements() as statements:
         yield statements
 
 
 @contextmanager
 def local_params(*programs: Any) -> Iterator[None]:
     """Pyro modules read their own tensors, not the global store's of the same name."""
-    for program in programs:
-        for _, module in reachable_modules(program):
-            for part in module.modules():
-                if isinstance(part, PyroModule) and not hasattr(part._pyro_context, "param_state"):
-                    # Pyro gives this only to modules that were made while the setting was on
-                    part._pyro_context.param_state = {"params": {}, "constraints": {}}
-    with pyro.settings.context(module_local_params=True):
-        yield
+    modules = [module for program in programs for _, module in reachable_modules(program)]
+    contexts = {part._pyro_context for m in modules for part in m.modules() if isinstance(part, PyroModule)}
+    # Pyro gives this attribute only to modules that were made while the setting was on
+    before = {context: getattr(context, "param_state", {"params": {}, "constraints": {}}) for context in contexts}
+    for context in contexts:
+        context.param_state = {"params": {}, "constraints": {}}
+    try:
+        with pyro.settings.context(module_local_params=True):
+            yield
+    finally:
+        for context, state in before.items():
+            context.param_state = state
 
 
 def _is_statement(msg: dict[str, Any]) -> bool:
