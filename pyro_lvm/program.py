@@ -64,25 +64,40 @@ class Program:
         store = pyro.get_param_store()
         with store.scope():
             with private_statements(self.model):
-                trace = prior_trace(self.model, *self.example, **self.model_kwargs)
+                trace = self._explained(prior_trace, self.model, *self.example, **self.model_kwargs)
                 row_plate = find_row_plate(self.model, self.data, self.model_kwargs, plate)
             self.sites = describe(trace, row_plate)
             self.guide = resolve(self.model, guide, self.sites)
             with private_statements(self.model, self.guide):
                 # the first call of an AutoGuide makes its parameters
-                covered = self._check_guide(poutine.trace(self.guide).get_trace(*self.example, **self.model_kwargs))
+                run = poutine.trace(self.guide).get_trace
+                covered = self._check_guide(self._explained(run, *self.example, **self.model_kwargs))
             self.sites = replace(
                 self.sites,
                 latent=tuple(n for n in (*self.sites.latent, *self.sites.enumerated) if n in covered),
                 enumerated=tuple(n for n in self.sites.enumerated if n not in covered),
             )
             store.clear()
-            self.parameters = Parameters({"model": self.model, "guide": self.guide}, self._run_once)
+            self.parameters = Parameters(
+                {"model": self.model, "guide": self.guide}, lambda: self._explained(self._run_once)
+            )
             if len(store):
                 raise ValueError(
                     f"the parameters {sorted(store.keys())} are hidden from the fit by poutine.block; "
                     "name the sites to hide (poutine.block(fn, hide=[...])) so that pyro.param stays visible"
                 )
+
+    def _explained(self, fn: Callable, *args: Any, **kwargs: Any) -> Any:
+        """A run of a program on the example; where that is a batch, a failure says so."""
+        try:
+            return fn(*args, **kwargs)
+        except (RuntimeError, ValueError) as error:
+            if self.example is self.data.args or "dtype" in str(error):
+                raise
+            raise ValueError(
+                "the model or guide does not run on a batch of the rows alone; with batch_size, every shape must "
+                f"follow the batch, as in pyro.plate('rows', len(x)). It failed with: {error}"
+            ) from error
 
     def _run_once(self) -> Tensor:
         """A scalar that depends on every parameter that a run uses."""
@@ -146,10 +161,12 @@ class Program:
         """Whether the guide has ``pyro.param`` statements whose shape follows the rows."""
         if not self.sites.local_latent or self.data.num_rows in (None, 1):
             return False
-        with pyro.get_param_store().scope(), private_statements(self.guide) as fewer:
-            self.guide(*self.data.take(slice(0, 1)), **self.model_kwargs)
-        start = self.parameters.start()
-        return any(v.shape != start[n].shape for n, v in fewer.unconstrained.items() if n in start)
+        shapes = []
+        for count in (1, 2):
+            with pyro.get_param_store().scope(), private_statements(self.guide) as statements:
+                self.guide(*self.data.take(slice(0, count)), **self.model_kwargs)
+            shapes.append({name: value.shape for name, value in statements.unconstrained.items()})
+        return shapes[0] != shapes[1]
 
     @property
     def couples_rows(self) -> bool:

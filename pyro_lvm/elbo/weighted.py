@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer import ELBO
+from pyro.infer import TraceEnum_ELBO
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from pyro_lvm.program import Program
 from pyro_lvm.sites import is_enumerated, sample_sites
 
 
-class WeightedTraceEnum_ELBO(ELBO):
+class WeightedTraceEnum_ELBO(TraceEnum_ELBO):
     """``log p(outside) - log q(outside) + sum_i w_i (log p_i - log q_i)``, enumerated sites of row i summed out in p_i.
 
     With weights of one it is ``TraceEnum_ELBO``. Model-side enumeration and reparametrised guide sites only.

@@ -158,7 +158,7 @@ class Objective:
             scale = program.scaling(args, num_rows, weight)
             return fn if scale is None else scale(fn)
 
-        return program.call(
+        value = program.call(
             params,
             getattr(self.elbo, method),
             scaled(program.model),
@@ -166,6 +166,7 @@ class Objective:
             *args,
             **program.model_kwargs,
         )
+        return value[0] if isinstance(value, tuple) else value  # wake-sleep gives the model's loss and the guide's
 
     def check_weight(self, weight: Any, num_rows: int | None) -> Tensor | None:
         """A row weight fit for this objective.
