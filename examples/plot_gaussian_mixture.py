@@ -3,8 +3,8 @@ A Gaussian mixture of irises
 ============================
 
 A mixture has a discrete latent variable for each row: the component that the row came from. It need not be guessed by
-a guide, because it can be summed out. Then the ELBO *is* the log-likelihood, and each row's posterior over the components
-(its responsibilities) is exact.
+a guide, because it can be summed out. Then the ELBO *is* the log-likelihood, and each row's posterior over the
+components (its responsibilities) is exact.
 """
 
 import torch
@@ -21,8 +21,9 @@ print(f"{len(x)} flowers, features: {', '.join(iris.feature_names)}")
 # Several starts
 # --------------
 #
-# The likelihood of a mixture has many maxima, so that one start proves little. ``initialize`` takes a seed, and the evidence
-# (exact here: its standard error is 0) says which start won. A ``None`` in the guide's place says that the model needs none.
+# The likelihood of a mixture has many maxima, so that one start proves little. ``initialize`` takes a seed, and the
+# evidence (exact here: its standard error is 0) says which start won. A ``None`` in the guide's place says that the
+# model needs none.
 
 results, mixtures = [], []
 for seed in range(4):
@@ -55,9 +56,9 @@ print(f"{undecided} flowers belong to no component with a probability of 0.9")
 # The picture
 # -----------
 #
-# A component's marginal on two features is a block of its locs and covariances. The ellipses hold half and nine tenths of
-# its mass, and a flower's colour mixes those of the components by its responsibilities. The black rings mark the five
-# flowers that the mixture finds least likely; ``result.score`` gives each row's log-density.
+# A component's marginal on two features is a block of its locs and covariances. The ellipses hold half and nine
+# tenths of its mass, and a flower's colour mixes those of the components by its responsibilities. The black rings
+# mark the five flowers that the mixture finds least likely; ``result.score`` gives each row's log-density.
 
 scores = result.score().value
 strange = scores.argsort()[:5]

@@ -2,9 +2,9 @@
 Bayesian logistic regression: which guide, and does it matter?
 ==============================================================
 
-Thirty measurements of cell nuclei say whether a breast tumour is benign [1]_. Many of them measure nearly the same thing, so
-that the posterior of their weights is strongly correlated. That is the case in which a mean-field guide errs and a
-full-rank guide need not.
+Thirty measurements of cell nuclei say whether a breast tumour is benign [1]_. Many of them measure nearly the same
+thing, so that the posterior of their weights is strongly correlated. That is the case in which a mean-field guide
+errs and a full-rank guide need not.
 """
 
 import torch
@@ -35,8 +35,8 @@ print(mean_field)
 print(full_rank)
 
 # %%
-# Both guides give a lower bound on the same number. The closer the guide, the smaller the standard error of its importance
-# weights.
+# Both guides give a lower bound on the same number. The closer the guide, the smaller the standard error of its
+# importance weights.
 
 for name, result in (("mean field", mean_field), ("full rank", full_rank)):
     elbo = -result.losses[-500:].mean()
@@ -65,8 +65,8 @@ az.summary(idata, var_names=["weights"], kind="stats").head(8)
 # Does it matter for a prediction?
 # --------------------------------
 #
-# The predictive probability of a class averages over the posterior. The usual shortcut plugs the posterior mean into the
-# likelihood, which is too sure of itself away from the data.
+# The predictive probability of a class averages over the posterior. The usual shortcut plugs the posterior mean into
+# the likelihood, which is too sure of itself away from the data.
 
 draws = full_rank.sample(4_000)
 averaged = model.predict_proba(X_test, draws)[:, 1]
@@ -82,9 +82,9 @@ for name, probs in (("averaged over the posterior", averaged), ("posterior mean 
     print(f"{name}: {log_loss(probs):.4f} nats per tumour, {wrong} of {len(y_test)} wrong")
 
 # %%
-# Both draw the line at nearly the same place, and differ in how sure they are. With two measurements of thirty tumours one can
-# see it. Plugged in, the probability depends on the distance from one line alone. Averaged, it also knows how far the data
-# are: the contours fan out, and the corners remain open.
+# Both draw the line at nearly the same place, and differ in how sure they are. With two measurements of thirty
+# tumours one can see it. Plugged in, the probability depends on the distance from one line alone. Averaged, it also
+# knows how far the data are: the contours fan out, and the corners remain open.
 
 few = torch.arange(30)
 pair = [1, 7]  # mean texture and mean concave points
@@ -114,4 +114,5 @@ figure.colorbar(filled, ax=axes, label="probability of benign", spacing="uniform
 plt.show()
 
 # %%
-# .. [1] W. N. Street, W. H. Wolberg and O. L. Mangasarian, "Nuclear feature extraction for breast tumor diagnosis" (1993).
+# .. [1] W. N. Street, W. H. Wolberg and O. L. Mangasarian, "Nuclear feature extraction for breast tumor diagnosis"
+#    (1993).

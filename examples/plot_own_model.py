@@ -4,8 +4,8 @@ Your own model: deaths by horse kick
 
 Ladislaus von Bortkiewicz counted the soldiers whom horses had kicked to death in fourteen corps of the Prussian army
 from 1875 to 1894, and found that the counts look like Poisson draws [1]_. He set four of the corps aside because he
-thought them different. Are they? A hierarchical model can tell: each corps has a rate of its own, and the data say how
-far the rates lie apart.
+thought them different. Are they? A hierarchical model can tell: each corps has a rate of its own, and the data say
+how far the rates lie apart.
 """
 
 import numpy as np
@@ -34,8 +34,8 @@ print(f"{int(deaths.sum())} deaths in {len(deaths)} corps-years")
 # ---------
 #
 # A typical corps loses ``rate`` men a year. The logarithms of the corps' rates lie about that with the standard
-# deviation ``spread``. Ten lines of Pyro say so. The plate ``rows`` is as long as the data that come in, and that is all
-# that pyro_lvm needs to know in order to scale minibatches.
+# deviation ``spread``. Ten lines of Pyro say so. The plate ``rows`` is as long as the data that come in, and that is
+# all that pyro_lvm needs to know in order to scale minibatches.
 
 
 def model(corps, deaths=None):
@@ -74,9 +74,9 @@ print(f"log p(deaths), one rate for all:      {pooled}")
 print(f"log Bayes factor for differences:     {hierarchical.value - pooled.value:.1f} nats")
 
 # %%
-# The data lean towards differences, but only just. Left: what 20 years say about each corps. The posterior draws every
-# corps towards the common rate, and farthest those whose counts are extreme. Right: twenty new years, drawn from the
-# posterior predictive distribution, look like the years observed.
+# The data lean towards differences, but only just. Left: what 20 years say about each corps. The posterior draws
+# every corps towards the common rate, and farthest those whose counts are extreme. Right: twenty new years, drawn
+# from the posterior predictive distribution, look like the years observed.
 
 draws = result.sample(4_000)
 rates = draws["rate"][:, None] * (draws["spread"][:, None] * draws["effect"]).exp()
@@ -108,5 +108,5 @@ right.legend(frameon=False)
 plt.show()
 
 # %%
-# .. [1] L. von Bortkiewicz, *Das Gesetz der kleinen Zahlen* (1898). The table is also in D. F. Andrews and A. M. Herzberg,
-#    *Data* (1985), table 4.1.
+# .. [1] L. von Bortkiewicz, *Das Gesetz der kleinen Zahlen* (1898). The table is also in D. F. Andrews and A. M.
+#    Herzberg, *Data* (1985), table 4.1.

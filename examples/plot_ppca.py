@@ -25,8 +25,8 @@ print(f"{N} wines of three cultivars, {D} chemical measurements, standardised")
 # A fit without noise
 # -------------------
 #
-# The model brings its own guide, the exact posterior. Then log p(x, z) - log q(z) is the same number for every draw of z:
-# the ELBO has no variance and equals the log-likelihood.
+# The model brings its own guide, the exact posterior. Then log p(x, z) - log q(z) is the same number for every draw
+# of z: the ELBO has no variance and equals the log-likelihood.
 
 L = 2
 ppca = lvm.models.PPCA(L, D).initialize(x)
@@ -34,7 +34,8 @@ result = lvm.fit(ppca, None, x, num_steps=1_500, optim=0.02, progress=False)
 print(result)
 
 # %%
-# The closed-form maximum takes the largest L eigenvalues of the sample covariance, and for the noise the mean of the others.
+# The closed-form maximum takes the largest L eigenvalues of the sample covariance, and for the noise the mean of the
+# others.
 
 eigenvalues = np.linalg.eigvalsh(np.cov(x.double().numpy().T, bias=True))[::-1]
 noise = eigenvalues[L:].mean()
@@ -69,5 +70,5 @@ ax.set(xlim=(-2.9, 2.4), ylim=(-2.3, 2.4), xlabel="first principal axis", ylabel
 plt.show()
 
 # %%
-# .. [1] M. E. Tipping and C. M. Bishop, "Probabilistic principal component analysis", *Journal of the Royal Statistical
-#    Society B* 61 (1999).
+# .. [1] M. E. Tipping and C. M. Bishop, "Probabilistic principal component analysis", *Journal of the Royal
+#    Statistical Society B* 61 (1999).

@@ -2,8 +2,9 @@
 Your own training loop
 ======================
 
-``fit`` is a loop around :class:`pyro_lvm.Objective`, a pure function of a dict of parameters and a batch. Whoever wants
-another optimizer, another schedule or another framework takes the objective alone. A plain torch loop is six lines.
+``fit`` is a loop around :class:`pyro_lvm.Objective`, a pure function of a dict of parameters and a batch. Whoever
+wants another optimizer, another schedule or another framework takes the objective alone. A plain torch loop is six
+lines.
 """
 
 import math
@@ -43,8 +44,9 @@ for batch in batches:
 # A race
 # ------
 #
-# The guide of PPCA is its exact posterior, so that the loss has no noise. Then methods for smooth functions apply, such as
-# L-BFGS, which ``fit`` does not offer, since it would fail on most models. The maximum is known in closed form.
+# The guide of PPCA is its exact posterior, so that the loss has no noise. Then methods for smooth functions apply,
+# such as L-BFGS, which ``fit`` does not offer, since it would fail on most models. The maximum is known in closed
+# form.
 
 eigenvalues = np.linalg.eigvalsh(np.cov(x.double().numpy().T, bias=True))[::-1]
 noise = eigenvalues[L:].mean()

@@ -2,9 +2,9 @@
 A variational autoencoder of digits
 ===================================
 
-A variational autoencoder is a latent variable model whose likelihood is a neural network. Its guide is one too: the encoder
-reads an image and returns the posterior of its latents. Such a guide is called amortized, and it makes minibatches possible,
-since it holds no parameter for any single row.
+A variational autoencoder is a latent variable model whose likelihood is a neural network. Its guide is one too: the
+encoder reads an image and returns the posterior of its latents. Such a guide is called amortized, and it makes
+minibatches possible, since it holds no parameter for any single row.
 """
 
 import torch
@@ -60,8 +60,8 @@ plt.show()
 # What it has learnt
 # ------------------
 #
-# Left: the posterior means of the fitted digits. The classes, which the fit did not see, fall apart. Right: the mean images of
-# a grid of latents, from -2 to 2.
+# Left: the posterior means of the fitted digits. The classes, which the fit did not see, fall apart. Right: the mean
+# images of a grid of latents, from -2 to 2.
 
 steps = torch.linspace(-2, 2, 13)
 grid = torch.cartesian_prod(-steps, steps).flip(-1)  # reading order: down, then to the right
