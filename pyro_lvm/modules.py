@@ -6,8 +6,10 @@ import functools
 import inspect
 import types
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -16,6 +18,19 @@ class Sealed:
 
 
 _LIBRARIES = ("torch", "pyro", "numpy", "scipy", "pandas", "sklearn", "matplotlib", "arviz", "builtins")
+
+
+@contextmanager
+def unchanged_buffers(*programs: Any) -> Iterator[None]:
+    """Runs of the programs leave no trace in the buffers of their modules: a look is no training step."""
+    modules = [module for program in programs for _, module in reachable_modules(program)]
+    before = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
 
 
 def reachable_modules(program: Any) -> Iterator[tuple[str, nn.Module]]:

@@ -80,7 +80,9 @@ class Parameters:
 
     def constrained(self, values: Values) -> dict[str, Tensor]:
         """Detached constrained values by name."""
-        return {n: transform_to(self.constraints[n])(v.detach()).detach().clone() for n, v in values.items()}
+        return {
+            n: transform_to(c)(values[n].detach()).detach().clone() for n, c in self.constraints.items() if n in values
+        }
 
     def unconstrained(self, values: Values) -> dict[str, Tensor]:
         """The inverse of :meth:`constrained`.
@@ -111,15 +113,17 @@ class Parameters:
             for name in self._in_module:
                 self._start[name].copy_(values[name])
 
-    def buffers(self) -> dict[str, Tensor]:
-        """The buffers of the user's modules, which running changes in place (batch norm)."""
-        return dict(self._holder.named_buffers())
+    def untrained(self) -> dict[str, Tensor]:
+        """What else the user's modules hold, by path: buffers (a run of batch norm changes them), frozen parameters."""
+        trained = set(self._in_module.values())
+        parameters = self._holder.named_parameters()
+        return dict(self._holder.named_buffers()) | {path: p for path, p in parameters if path not in trained}
 
-    def write_buffers(self, values: Values) -> None:
-        """Copy values into the buffers of the user's modules."""
+    def write_untrained(self, values: Values) -> None:
+        """Copy values of :meth:`untrained` into the user's modules."""
         with torch.no_grad():
-            for name, buffer in self.buffers().items():
-                buffer.copy_(values[name])
+            for path, tensor in self.untrained().items():
+                tensor.copy_(values[path])
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -133,22 +137,28 @@ class Parameters:
                 module.training = mode
 
     def call(self, values: Values, fn: Callable, *args: Any, **kwargs: Any) -> Any:
-        """Call ``fn`` with every parameter replaced by its value: a pure function of ``values`` and the arguments."""
-        in_modules = {path: values[name] for name, path in self._in_module.items()}
-        statements = {n: (v, self.constraints[n]) for n, v in values.items() if n not in self._in_module}
+        """Call ``fn`` with every parameter replaced by its value: a pure function of ``values`` and the arguments.
+
+        Values may name tensors of :meth:`untrained` too.
+        """
+        statements = {
+            n: (values[n], c) for n, c in self.constraints.items() if n in values and n not in self._in_module
+        }
+        in_modules = {self._in_module.get(n, n): v for n, v in values.items() if n not in statements}
         with local_params(), Bind(statements):
             return functional_call(self._holder, in_modules, (fn, *args), kwargs)
 
 
 class Bound(Sealed):
-    """A program bound to fixed values of its parameters: call it, trace it, or give it to Pyro's tools."""
+    """A program bound to fixed values, in evaluation mode: call it, trace it, or give it to Pyro's tools."""
 
     def __init__(self, parameters: Parameters, values: Values, program: Callable) -> None:
         self.parameters, self.values, self.program = parameters, values, program
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program."""
-        return self.parameters.call(self.values, self.program, *args, **kwargs)
+        with self.parameters.evaluating():
+            return self.parameters.call(self.values, self.program, *args, **kwargs)
 
 
 class _Holder(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_lvm.data import Data
 from pyro_lvm.guides import couples_rows, no_guide, resolve, shares_rows
+from pyro_lvm.modules import unchanged_buffers
 from pyro_lvm.params import Bound, Parameters, Values
 from pyro_lvm.sites import ScaleRows, describe, find_row_plate, plate_nesting, prior_trace, sample_sites
 from pyro_lvm.statements import private_statements
@@ -53,7 +54,8 @@ class Program:
         if not getattr(model, "initialized", True):
             model.initialize(*self.example, **self.model_kwargs)  # type: ignore[attr-defined]
         try:
-            self._inspect(guide, plate)
+            with unchanged_buffers(model, guide):
+                self._inspect(guide, plate)
         except RuntimeError as error:
             if "dtype" in str(error):
                 raise ValueError(f"{self._dtypes()}; the model failed on them: {error}") from error
@@ -81,11 +83,6 @@ class Program:
             self.parameters = Parameters(
                 {"model": self.model, "guide": self.guide}, lambda: self._explained(self._run_once)
             )
-            if len(store):
-                raise ValueError(
-                    f"the parameters {sorted(store.keys())} are hidden from the fit by poutine.block; "
-                    "name the sites to hide (poutine.block(fn, hide=[...])) so that pyro.param stays visible"
-                )
 
     def _explained(self, fn: Callable, *args: Any, **kwargs: Any) -> Any:
         """A run of a program on the example; where that is a batch, a failure says so."""
@@ -106,6 +103,12 @@ class Program:
         trace = model.get_trace(*self.example, **self.model_kwargs)
         self.max_plate_nesting = plate_nesting(trace, guide)
         self.guide_enumerates = any(s["infer"].get("enumerate") for s in sample_sites(guide).values())
+        hidden = sorted(pyro.get_param_store().keys())
+        if hidden:
+            raise ValueError(
+                f"the parameters {hidden} are hidden from the fit by poutine.block; "
+                "name the sites to hide (poutine.block(fn, hide=[...])) so that pyro.param stays visible"
+            )
         terms = [s["fn"].log_prob(s["value"]).sum() for t in (guide, trace) for s in sample_sites(t).values()]
         values = [s["value"] for t in (guide, trace) for s in t.nodes.values() if s["type"] in ("sample", "param")]
         differentiable = [v.sum() for v in values if isinstance(v, Tensor) and v.requires_grad]

@@ -40,6 +40,7 @@ class Result:
         self, program: Program, values: Values, *, num_steps: int, seconds: float, converged: bool, seed: int
     ) -> None:
         self._program = program
+        values = {**program.parameters.untrained(), **values}  # so that training the modules further changes no result
         self._values = {name: v.detach().clone() for name, v in values.items()}
         self.params = program.parameters.constrained(self._values)
         self.num_steps, self.seconds, self.converged, self.seed = num_steps, seconds, converged, seed
@@ -223,7 +224,6 @@ class Result:
         return {
             "kind": "result",
             "params": self._values,
-            "buffers": self._program.parameters.buffers(),
             "num_steps": self.num_steps,
             "seconds": self.seconds,
             "converged": self.converged,

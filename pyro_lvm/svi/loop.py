@@ -41,6 +41,7 @@ class EagerLoop:
     ) -> None:
         self.objective, self.batches, self.num_rows = objective, batches, num_rows
         self.params = {name: v.requires_grad_() for name, v in params.items()}
+        self.good = {name: v.detach().clone() for name, v in params.items()}
         self.clip = make_clipping(clip, optim)
         self.optimizer = make_optimizer(optim, self.params)
         self.scheduler = make_scheduler(scheduler, self.optimizer)
@@ -74,6 +75,9 @@ class EagerLoop:
             loss.backward()
             if not torch.isfinite(loss.detach() + self.clip(leaves)):
                 raise FloatingPointError(f"the loss is {loss.item()}")
+            with torch.no_grad():
+                for name, v in self.params.items():
+                    self.good[name].copy_(v)
             return loss.detach()
 
         try:
@@ -84,7 +88,7 @@ class EagerLoop:
             site, reason = blame(program, self.params, args)
             if site is None and isinstance(error, ValueError):
                 raise
-            raise NonFiniteError(step, site, reason, program.parameters.constrained(self.params)) from error
+            raise NonFiniteError(step, site, reason, program.parameters.constrained(self.good)) from error
         if self.scheduler is not None:
             self.scheduler.step()
         return float(loss)
@@ -96,7 +100,7 @@ class EagerLoop:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "batches": self.batches.state_dict(),
-            "buffers": self.objective.program.parameters.buffers(),
+            "untrained": self.objective.program.parameters.untrained(),
             "random": randomness.get_state(),
         }
 
@@ -109,5 +113,5 @@ class EagerLoop:
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self.batches.load_state_dict(state["batches"])
-        self.objective.program.parameters.write_buffers(state["buffers"])
+        self.objective.program.parameters.write_untrained(state["untrained"])
         randomness.set_state(state["random"])

@@ -20,14 +20,15 @@ class NonFiniteError(ArithmeticError):
     Attributes:
         step: The step at which it happened, counted from 0.
         site: The first site whose log-density, or its gradient, is not finite; None if no single site shows it.
-        params: The last good parameters, constrained, by name; pass them as ``init=`` to continue.
+        params: The last parameters with a finite loss and gradient, constrained, by name; pass them as ``init=`` to
+            continue.
     """
 
     def __init__(self, step: int, site: str | None, reason: str, params: dict[str, Tensor]) -> None:
         self.step, self.site, self.params = step, site, params
         place = f"site {site!r}" if site else "no single site"
         super().__init__(
-            f"step {step}: {reason}; first to blame is {place}. The parameters before this step are in .params "
+            f"step {step}: {reason}; first to blame is {place}. The last good parameters are in .params "
             "(pass them as init= to continue). A smaller learning rate, clip=, or a bounded scale often helps"
         )
 

@@ -63,7 +63,6 @@ class SVIResult(Result):
     @classmethod
     def _from_state(cls, program: Program, state: dict[str, Any]) -> SVIResult:
         names = ("losses", "validation", "seconds", "seed", "compiled")
-        program.parameters.write_buffers(state["buffers"])
         return cls(program, state["params"], **{name: state[name] for name in names})
 
 
@@ -93,7 +92,8 @@ def load(
     state = files.read(path, "result")
     with randomness.seeded(state["seed"]):
         program = Program(model, guide, Data(data, rows), None, model_kwargs, plate)
-    expected = {name: tuple(v.shape) for name, v in program.parameters.start().items()}
+    here = program.parameters.start() | program.parameters.untrained()
+    expected = {name: tuple(v.shape) for name, v in here.items()}
     found = {name: tuple(v.shape) for name, v in state["params"].items()}
     if expected != found:
         raise ValueError(f"{str(path)!r} holds parameters {found}, but this model and guide have {expected}")

@@ -43,6 +43,24 @@ class Run:
 
     def finish(self, progress: bool) -> SVIResult:
         """Take all steps that are left, or as many as callbacks and the user allow."""
+        parameters = self.objective.program.parameters
+        before = {path: value.clone() for path, value in parameters.untrained().items()}
+        try:
+            self._take_steps(progress)
+        except BaseException:
+            parameters.write_untrained(before)  # batch norm has followed the steps
+            raise
+        parameters.write(self.loop.params)
+        return SVIResult(
+            self.objective.program,
+            self.loop.params,
+            losses=torch.tensor(self.losses, dtype=torch.float64),
+            validation=self.validation,
+            seconds=self.seconds,
+            seed=self.seed,
+        )
+
+    def _take_steps(self, progress: bool) -> None:
         if self.kept is not None and self.kept.state is not None:
             self._resume(self.kept.state)
         elif self.kept is not None:
@@ -64,16 +82,6 @@ class Run:
                 bar.set_postfix_str(f"loss {sum(recent) / len(recent):.4g}")
                 if self.kept is not None:
                     self._save()
-        program = self.objective.program
-        program.parameters.write(self.loop.params)
-        return SVIResult(
-            program,
-            self.loop.params,
-            losses=torch.tensor(self.losses, dtype=torch.float64),
-            validation=self.validation,
-            seconds=self.seconds,
-            seed=self.seed,
-        )
 
     def _between_blocks(self) -> bool:
         """Validate, ask the callbacks; whether one of them stops the fit."""
