@@ -1,6 +1,7 @@
 """Latent variable models on Pyro and PyTorch."""
 
 from pyro_lvm import models, plots
+from pyro_lvm.diagnostics.to_arviz import to_arviz
 from pyro_lvm.importance import Estimate
 from pyro_lvm.result import Result, prior_predictive
 from pyro_lvm.svi.fit import fit
@@ -24,4 +25,5 @@ __all__ = [
     "models",
     "plots",
     "prior_predictive",
+    "to_arviz",
 ]

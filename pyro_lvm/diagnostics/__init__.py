@@ -1,0 +1,1 @@
+"""What a fit says, in the form that other tools read."""

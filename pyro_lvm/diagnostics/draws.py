@@ -1,0 +1,131 @@
+"""Posterior draws of a fit, and what its model and guide say at each of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from pyro_lvm.result import Draws, Result
+from pyro_lvm.sites import RowPlate, Site, Uncondition, sample_sites
+from pyro_lvm.vectorize import repeat
+
+
+class EvaluatedDraws(NamedTuple):
+    """Posterior draws, and what model and guide say at each of them. All densities are in nats and unscaled.
+
+    Attributes:
+        values: Each latent site, enumerated and deterministic ones too, ``[S, ...]``.
+        predictions: Each observed site, drawn anew, ``[S, ...]``.
+        log_likelihood: log p of each observed site, ``[S, N]`` inside the row plate and ``[S]`` outside it; without a
+            row plate ``[S, ...]``, a number for each element of the site's batch.
+        log_joint: log p of all sites together, ``[S]``.
+        log_guide: log q of what the guide drew, ``[S]``; 0 where it has no density.
+        sites: The model's sites at the first draw. Each value has all dimensions of its plates.
+    """
+
+    values: Draws
+    predictions: Draws
+    log_likelihood: Draws
+    log_joint: Tensor
+    log_guide: Tensor
+    sites: dict[str, Site]
+
+
+def evaluate(result: Result, num_draws: int, seed: int | None) -> EvaluatedDraws:
+    """Draw from the posterior of the fitted rows, and evaluate model and guide at the draws.
+
+    Args:
+        result: The fit.
+        num_draws: S.
+        seed: Of the draws; the fit's, if None. The latents are those of ``result.sample(num_draws, seed)``.
+
+    Raises:
+        ValueError: if the fit kept no rows, or the model takes a random part of its rows.
+    """
+    program = result._program
+    kwargs, row_plate, args = program.model_kwargs, program.sites.row_plate, program.data.args
+    if not program.data.complete:
+        raise ValueError(
+            "the fit took its rows from a DataLoader and kept none of them: save the result, and load it with the rows "
+            "as tensors, lvm.load(path, model, guide, *data)"
+        )
+
+    def draw() -> tuple[Draws, Tensor]:
+        values, guide = result._latents(args)
+        return values, _total(_run_sites(guide))
+
+    def run(values: Draws) -> dict[str, Site]:
+        return _run_sites(poutine.trace(poutine.condition(result.model, data=values)).get_trace(*args, **kwargs))
+
+    def describe(values: Draws) -> tuple[Draws, Draws, Draws, Tensor]:
+        sites = run(values)
+        with Uncondition(observed):
+            drawn = run(values)
+        return (
+            {name: site["value"] for name, site in sites.items() if name in values or _is_deterministic(site)},
+            {name: drawn[name]["value"] for name in observed},
+            {name: _log_likelihood(sites[name], row_plate) for name in observed},
+            _total(sites),
+        )
+
+    with result._quiet(seed):
+        values, log_guide = repeat(draw, num_draws)
+        with torch.no_grad(), pyro.validation_enabled(False):
+            sites = run({name: value[0] for name, value in values.items()})
+        _refuse_random_rows(sites)
+        # a factor is observed too, but it holds no data
+        observed = [name for name in program.sites.observed if not isinstance(sites[name]["fn"], dist.Unit)]
+        drawn, predictions, log_likelihood, log_joint = repeat(describe, num_draws, values)
+        return EvaluatedDraws(drawn, predictions, log_likelihood, log_joint, log_guide, sites)
+
+
+def _run_sites(trace: poutine.Trace) -> dict[str, Site]:
+    """The sample sites of a run, with ``masked_log_prob`` in nats and every value in its full shape."""
+    trace = prune_subsample_sites(trace)
+    trace.compute_log_prob()
+    sites = sample_sites(trace)
+    for site in sites.values():
+        log_prob = site["unscaled_log_prob"]
+        site["masked_log_prob"] = scale_and_mask(log_prob, mask=site["mask"])
+        if not _is_deterministic(site):
+            value = torch.as_tensor(site["value"])
+            event_shape = value.shape[value.dim() - site["fn"].event_dim :]
+            site["value"] = value.expand(log_prob.shape + event_shape)
+    return sites
+
+
+def _total(sites: dict[str, Site]) -> Tensor:
+    """In double precision, since a sum over many rows has more digits than its terms."""
+    terms = [site["masked_log_prob"].double().sum() for site in sites.values() if not _is_deterministic(site)]
+    return torch.stack(terms).sum() if terms else torch.zeros((), dtype=torch.float64)
+
+
+def _is_deterministic(site: Site) -> bool:
+    return site["infer"].get("_deterministic", False)
+
+
+def _log_likelihood(site: Site, row_plate: RowPlate | None) -> Tensor:
+    log_prob = site["masked_log_prob"]
+    if row_plate is None:
+        return log_prob
+    if all(frame.name != row_plate.name for frame in site["cond_indep_stack"]):
+        return log_prob.sum()
+    rows = log_prob.movedim(row_plate.dim, 0)
+    return rows.reshape(len(rows), -1).sum(-1)
+
+
+def _refuse_random_rows(sites: dict[str, Site]) -> None:
+    for name, site in sites.items():
+        for frame in site["cond_indep_stack"]:
+            if frame.vectorized and frame.full_size not in (None, frame.size):
+                raise ValueError(
+                    f"the plate {frame.name!r} around {name!r} takes {frame.size} of its {frame.full_size} elements by "
+                    "itself, so that draws would not see the same rows: leave minibatches to fit(batch_size=)"
+                )
