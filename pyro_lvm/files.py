@@ -20,7 +20,7 @@ def check_writable(path: Any, what: str) -> Path:
         TypeError: if it is no path.
         ValueError: if its folder does not exist, or it is a folder itself.
     """
-    if not isinstance(path, FilePath):
+    if not isinstance(path, str | os.PathLike):
         raise TypeError(f"{what} must be a path; got {path!r}")
     target = Path(path)
     if target.is_dir() or not target.parent.is_dir():
