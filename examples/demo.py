@@ -72,8 +72,8 @@ def logistic_regression():
     X, y = standardised(cancer.data), torch.tensor(cancer.target)
     model = lvm.models.BayesianLogisticRegression(num_features=30)
     results = {}
-    for name, num_steps in (("mean_field", 1_500), ("full_rank", 2_500)):
-        results[name] = lvm.fit(model, name, X, y, num_steps=num_steps, optim=0.02, progress=False)
+    for name, num_steps, optim in (("mean_field", 1_500, 0.02), ("full_rank", 2_500, 0.005)):
+        results[name] = lvm.fit(model, name, X, y, num_steps=num_steps, optim=optim, progress=False)
         print(f'   guide "{name}"')
         fitted(results[name])
         tell("log p(y | X)", f"{results[name].evidence(2_000)}")

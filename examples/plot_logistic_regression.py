@@ -26,11 +26,11 @@ print(f"{len(y_train)} tumours to fit, {len(y_test)} to test")
 # Two guides
 # ----------
 #
-# A name is enough. A full-rank normal has 31 x 32 / 2 further numbers to find, and takes more steps.
+# A name is enough. A full-rank normal has 31 x 32 / 2 further numbers to find, and takes smaller and more steps.
 
 model = lvm.models.BayesianLogisticRegression(num_features=30)
 mean_field = lvm.fit(model, "mean_field", X_train, y_train, num_steps=2_000, optim=0.02, progress=False)
-full_rank = lvm.fit(model, "full_rank", X_train, y_train, num_steps=3_000, optim=0.02, progress=False)
+full_rank = lvm.fit(model, "full_rank", X_train, y_train, num_steps=3_000, optim=0.005, progress=False)
 print(mean_field)
 print(full_rank)
 
