@@ -98,9 +98,12 @@ class PPCA(AssignableModule):
         loading, loc, noise = self.loading, self.loc, self.noise
         x = check_rows("x", x, self.num_features, loc.dtype)
         M = loading.mT @ loading + noise * torch.eye(self.num_latents, dtype=loc.dtype, device=loc.device)
+        M = (M + M.mT) / 2  # a product is symmetric only up to rounding
         z_loc = torch.linalg.solve(M, loading.mT @ (x - loc).mT).mT
+        # Factorised here once; with the rows' locs torch would do it for each row
+        centred = dist.MultivariateNormal(loc.new_zeros(self.num_latents), precision_matrix=M / noise)
         with pyro.plate("rows", len(x)):
-            pyro.sample("z", dist.MultivariateNormal(z_loc, precision_matrix=M / noise))
+            pyro.sample("z", dist.MultivariateNormal(z_loc, scale_tril=centred.scale_tril))
 
     def marginal(self) -> dist.LowRankMultivariateNormal:
         r"""The exact distribution of a row, :math:`\mathcal{N}(\mu, W W^\top + \sigma^2 I_D)`."""

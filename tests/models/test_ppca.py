@@ -228,3 +228,12 @@ def test_wrong_rows_are_refused(part):
         function(torch.zeros(4, 2).double())
     with pytest.raises(TypeError, match=r"x: expected a tensor of shape \[N, 2\], got list"):
         function([[0.0, 1.0]])
+
+
+def test_the_guide_forgives_rounding():
+    """Orthogonal columns leave rounding errors alone off the diagonal of W'W, and those are not symmetric."""
+    model = PPCA(10, 64)
+    model.noise = 0.01
+    for _ in range(20):
+        model.loading = 3 * torch.linalg.qr(torch.randn(64, 10))[0]
+        assert math.isfinite(Trace_ELBO().loss(model, model.guide, torch.randn(5, 64)))
