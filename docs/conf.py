@@ -1,3 +1,5 @@
+import logging
+
 import pyro_lvm
 
 project = "pyro_lvm"
@@ -39,3 +41,14 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "show_signature": False,
 }
+
+logging.getLogger("arviz.preview").setLevel(logging.WARNING)  # it reports packages that are not installed
+
+
+def _skip_fields(app, what, name, obj, skip, options):
+    """The fields of a named tuple stand in the docstring of its class already."""
+    return True if str(getattr(obj, "__doc__", "")).startswith("Alias for field number") else None
+
+
+def setup(app):
+    app.connect("autodoc-skip-member", _skip_fields)
