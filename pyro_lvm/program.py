@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import pyro
@@ -12,6 +13,7 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from pyro_lvm.checks import check_model
 from pyro_lvm.data import Data
 from pyro_lvm.guides import couples_rows, no_guide, resolve, shares_rows
 from pyro_lvm.modules import unchanged_buffers
@@ -46,8 +48,9 @@ class Program:
         model_kwargs: Mapping[str, Any] | None = None,
         plate: str | None = None,
     ) -> None:
-        if not callable(model):
-            raise TypeError(f"model must be a callable with Pyro statements; got {type(model).__name__}")
+        check_model(model, model_kwargs, plate)
+        if plate is not None and data.num_rows is None:
+            raise ValueError(f"plate={plate!r} was given, but the data has no rows")
         self.model, self.data = model, data
         self.model_kwargs = dict(model_kwargs or {})
         self.example = data.args if example is None else example
@@ -159,7 +162,26 @@ class Program:
         """Whether the guide's local latents belong to the rows it was fitted on, so that it cannot take others."""
         return bool(self.sites.local_latent) and shares_rows(self.guide)
 
-    @property
+    def check_minibatches(self) -> None:
+        """Refuse minibatches that would fit something else than the user means.
+
+        Raises:
+            ValueError: without a row plate, and for a guide that keeps parameters of each row.
+        """
+        plate = self.sites.row_plate
+        if plate is None:
+            raise ValueError(
+                "batches of rows were given, but no plate of the model follows the rows of the data: write "
+                "pyro.plate('rows', len(x)) around what belongs to a row, or pyro.plate('rows', N, subsample=x)"
+            )
+        if self.sites.local_latent and (shares_rows(self.guide) or self.guide_grows):
+            raise ValueError(
+                f"the site {self.sites.local_latent[0]!r} is latent in the row plate {plate.name!r}, and this guide "
+                "keeps one parameter per row: minibatches would share them between different rows. Write an amortized "
+                "guide, a function of the rows"
+            )
+
+    @cached_property
     def guide_grows(self) -> bool:
         """Whether the guide has ``pyro.param`` statements whose shape follows the rows."""
         if not self.sites.local_latent or self.data.num_rows in (None, 1):

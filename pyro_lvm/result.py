@@ -12,6 +12,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_lvm import files, randomness
+from pyro_lvm.checks import check_count, check_model, check_seed
 from pyro_lvm.data import Data
 from pyro_lvm.elbo.contraction import draw_enumerated, enumerate_model, responsibilities
 from pyro_lvm.guides import distributions
@@ -65,7 +66,7 @@ class Result:
         Returns:
             For each latent site a tensor ``[S, ...]``.
         """
-        _check_count("num_draws", num_draws)
+        check_count("num_draws", num_draws)
         sites = self._program.sites
         args = self._arguments((), needs_rows=bool(sites.local_latent or sites.enumerated))
         with self._quiet(seed):
@@ -112,7 +113,7 @@ class Result:
         Returns:
             For each observed site a tensor ``[S, ...]``.
         """
-        _check_count("num_draws", num_draws)
+        check_count("num_draws", num_draws)
         args = self._arguments(inputs)
         with self._quiet(seed):
             return repeat(lambda: self._predict(args), num_draws)
@@ -134,7 +135,7 @@ class Result:
         Raises:
             ValueError: if the model has no row plate, or the guide cannot take rows one by one.
         """
-        _check_count("num_draws", num_draws)
+        check_count("num_draws", num_draws)
         args = self._arguments(data)
         self._refuse_other_rows(args)
         with self._quiet(seed):
@@ -155,7 +156,7 @@ class Result:
         Raises:
             ValueError: for an unknown proposal, and for a MAP fit, which has no density to weight by.
         """
-        _check_count("num_particles", num_particles)
+        check_count("num_particles", num_particles)
         with self._quiet(seed):
             return evidence(self._program, self._values, self._arguments(()), num_particles, proposal)
 
@@ -181,8 +182,10 @@ class Result:
         """Random numbers from a seed, and the user's modules in evaluation mode."""
         if seed is not None and (type(seed) is not int or seed < 0):
             raise ValueError(f"seed must be a non-negative integer; got {seed!r}")
+        seed = self.seed if seed is None else seed
+        check_seed(seed)
         stack = ExitStack()
-        stack.enter_context(randomness.seeded(self.seed if seed is None else seed))
+        stack.enter_context(randomness.seeded(seed))
         stack.enter_context(self._program.parameters.evaluating())
         return stack
 
@@ -223,7 +226,7 @@ class Result:
         """What ``save`` writes: tensors and plain numbers."""
         return {
             "kind": "result",
-            "params": self._values,
+            "params": {name: v.detach() for name, v in self._values.items()},  # without marks that Pyro left
             "num_steps": self.num_steps,
             "seconds": self.seconds,
             "converged": self.converged,
@@ -258,9 +261,9 @@ def prior_predictive(
         >>> {name: list(draws.shape) for name, draws in lvm.prior_predictive(model, num_draws=500).items()}
         {'mean': [500], 'y': [500]}
     """
-    if not callable(model):
-        raise TypeError(f"model must be a callable with Pyro statements; got {type(model).__name__}")
-    _check_count("num_draws", num_draws)
+    check_model(model, model_kwargs)
+    check_count("num_draws", num_draws)
+    check_seed(seed)
     data, kwargs = Data(inputs), model_kwargs or {}
 
     def once() -> Draws:
@@ -274,8 +277,3 @@ def prior_predictive(
 
     with randomness.seeded(seed):
         return repeat(once, num_draws)
-
-
-def _check_count(name: str, value: Any) -> None:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{name} must be a positive integer; got {value!r}")

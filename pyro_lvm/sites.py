@@ -131,8 +131,6 @@ def find_row_plate(model: Callable, data: Data, kwargs: dict[str, Any], name: st
         ValueError: if several plates follow the rows and none is named, or if the named one does not.
     """
     if data.num_rows is None:
-        if name is not None:
-            raise ValueError(f"plate={name!r} was given, but the data has no rows")
         return None
     count = max(2, min(data.num_rows, _PROBE_ROWS))
     index = torch.arange(count) % data.num_rows

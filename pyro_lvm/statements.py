@@ -67,7 +67,7 @@ class Statements(Messenger):
             module = _calling_pyro_module()
             if module is not None:
                 self.modules.setdefault(*module)
-                msg["value"], msg["done"] = _mark(init[0], init[0]), True
+                msg["value"], msg["done"] = init[0], True  # without a mark, for it is the user's
                 return
         if name not in self.unconstrained:
             if not init:

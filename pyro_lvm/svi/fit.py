@@ -11,8 +11,8 @@ from pyro.infer import ELBO
 from torch.utils.data import DataLoader
 
 from pyro_lvm import files, randomness
+from pyro_lvm.checks import check_count, check_seed
 from pyro_lvm.data import Data, LoaderRows, ShuffledRows, WholeData, loader_arguments
-from pyro_lvm.guides import shares_rows
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
 from pyro_lvm.svi.checkpoint import Checkpoint
@@ -97,8 +97,10 @@ def fit(
         >>> print(f"{result.sample(2_000)['mean'].mean():.1f}")
         2.5
     """
-    _check_numbers(num_steps=num_steps, every=every)
-    _check_options(batch_size, num_rows, compile, callbacks, seed, model_kwargs)
+    check_count("num_steps", num_steps)
+    check_count("every", every)
+    check_seed(seed)
+    _check_options(batch_size, num_rows, compile, callbacks, progress)
     path = None if checkpoint is None else files.check_writable(checkpoint, "checkpoint")
     objective = Objective(model, guide, elbo, plate=plate, model_kwargs=model_kwargs)
     with randomness.seeded(seed), nullcontext() if device is None else torch.device(device):
@@ -116,6 +118,9 @@ def fit(
         objective.prepare(tensors, example, weighted=sample_weight is not None)
         program = objective.program
         weight = objective.check_weight(sample_weight, tensors.num_rows)
+        if loader is not None or batch_size is not None:
+            _check_batches(batch_size, total)
+            program.check_minibatches()
         batches: WholeData | LoaderRows
         if loader is not None:
             batches = LoaderRows(loader, device)
@@ -123,8 +128,6 @@ def fit(
             batches = ShuffledRows(tensors, weight, batch_size, seed)
         else:
             batches = WholeData(tensors, weight)
-        if loader is not None or batch_size is not None:
-            check_minibatches(program, batch_size, total)
         held_out = _validation(program, validation, rows, device)
         start = program.parameters.start() | program.parameters.unconstrained(_initial(program, init))
         loop = EagerLoop(objective, start, batches, total, optim, scheduler, clip)
@@ -148,44 +151,25 @@ def fit(
         return Run(objective, loop, held_out, num_steps, every, list(callbacks), kept, seed).finish(progress)
 
 
-def check_minibatches(program: Program, batch_size: int | None, num_rows: int | None) -> None:
-    """Refuse minibatches that would fit something else than the user means."""
+def _check_batches(batch_size: int | None, num_rows: int | None) -> None:
     if num_rows is None:
         raise ValueError("batch_size was given, but the data has no rows")
     if batch_size is not None and batch_size > num_rows:
         raise ValueError(f"batch_size={batch_size} exceeds the number of rows, {num_rows}")
-    plate, sites = program.sites.row_plate, program.sites
-    if plate is None:
-        raise ValueError(
-            "batch_size was given, but no plate of the model follows the rows of the data: write "
-            "pyro.plate('rows', len(x)) around what belongs to a row, or pyro.plate('rows', N, subsample=x)"
-        )
-    if sites.local_latent and (shares_rows(program.guide) or program.guide_grows):
-        raise ValueError(
-            f"the site {sites.local_latent[0]!r} is latent in the row plate {plate.name!r}, and this guide keeps one "
-            "parameter per row: minibatches would share them between different rows. Write an amortized guide, a "
-            "function of the rows"
-        )
 
 
-def _check_numbers(**numbers: Any) -> None:
-    for name, value in numbers.items():
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{name} must be a positive integer; got {value!r}")
-
-
-def _check_options(batch_size: Any, num_rows: Any, compile: Any, callbacks: Any, seed: Any, model_kwargs: Any) -> None:
-    _check_numbers(**{n: v for n, v in (("batch_size", batch_size), ("num_rows", num_rows)) if v is not None})
+def _check_options(batch_size: Any, num_rows: Any, compile: Any, callbacks: Any, progress: Any) -> None:
+    for name, value in (("batch_size", batch_size), ("num_rows", num_rows)):
+        if value is not None:
+            check_count(name, value)
     if compile is True:
         raise ValueError("compile=True: this version runs fits eagerly; pass 'auto' or False")
     if compile is not False and compile != "auto":
         raise ValueError(f"compile must be 'auto' or False; got {compile!r}")
-    if callable(callbacks) or not all(callable(c) for c in callbacks):
+    if not isinstance(callbacks, list | tuple) or not all(callable(c) for c in callbacks):
         raise TypeError("callbacks must be a list of functions of the fit's state")
-    if type(seed) is not int or seed < 0:
-        raise ValueError(f"seed must be a non-negative integer; got {seed!r}")
-    if model_kwargs is not None and not isinstance(model_kwargs, Mapping):
-        raise TypeError(f"model_kwargs must be a dict of keyword arguments; got {type(model_kwargs).__name__}")
+    if not isinstance(progress, bool):
+        raise TypeError(f"progress must be True or False; got {progress!r}")
 
 
 def _check_loader(**options: Any) -> None:

@@ -8,12 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from pyro.infer import ELBO, JitTrace_ELBO, JitTraceEnum_ELBO, JitTraceMeanField_ELBO, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer import (
+    ELBO,
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceMeanField_ELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceTailAdaptive_ELBO,
+)
 from pyro.infer.tracetmc_elbo import TraceTMC_ELBO
 from pyro.poutine.runtime import effectful
 from torch import Tensor
 
 from pyro_lvm import randomness
+from pyro_lvm.checks import check_count, check_model, check_seed
 from pyro_lvm.data import Data, check_weight
 from pyro_lvm.elbo.weighted import WeightedTraceEnum_ELBO
 from pyro_lvm.params import Values
@@ -68,6 +77,9 @@ class Objective:
             raise TypeError(f"elbo must be a pyro.infer.ELBO; got {elbo!r}{hint}")
         if isinstance(elbo, JitTrace_ELBO | JitTraceEnum_ELBO | JitTraceMeanField_ELBO):
             raise ValueError(f"{type(elbo).__name__} reads Pyro's global parameters; pass its counterpart without Jit")
+        if isinstance(elbo, TraceTailAdaptive_ELBO):
+            raise ValueError("TraceTailAdaptive_ELBO computes no loss that a fit could follow; take another ELBO")
+        check_model(model, model_kwargs, plate)
         self.model, self.given_guide, self.given_elbo = model, guide, elbo
         self.plate, self.model_kwargs = plate, model_kwargs
         self._program: Program | None = None
@@ -89,6 +101,7 @@ class Objective:
         Returns:
             Unconstrained starting values by name, as leaf tensors that require gradients.
         """
+        check_seed(seed)
         with randomness.seeded(seed):
             self.prepare(Data(data))
         return {name: v.requires_grad_() for name, v in self.program.parameters.start().items()}
@@ -98,7 +111,7 @@ class Objective:
         program = Program(self.model, self.given_guide, data, example, self.model_kwargs, self.plate)
         if not program.parameters.start():
             raise ValueError("the model and the guide have no trainable parameters, so that there is nothing to fit")
-        self.elbo = self._resolve_elbo(program, weighted)
+        self.elbo, self.weighted = self._resolve_elbo(program, weighted), weighted
         self._program = program
 
     def _resolve_elbo(self, program: Program, weighted: bool) -> ELBO:
@@ -132,6 +145,7 @@ class Objective:
             sample_weight: One weight for each row of the batch.
         """
         args = batch if isinstance(batch, tuple) else (batch,)
+        self._check_call(params, args, num_rows, sample_weight)
         if hasattr(self.elbo, "differentiable_loss"):
             return self._evaluate("differentiable_loss", params, args, num_rows, sample_weight)
         # An ELBO that only knows how to add its gradient to the leaves: give its value and gradient to a stand-in.
@@ -167,6 +181,31 @@ class Objective:
             **program.model_kwargs,
         )
         return value[0] if isinstance(value, tuple) else value  # wake-sleep gives the model's loss and the guide's
+
+    def _check_call(self, params: Any, args: tuple[Any, ...], num_rows: Any, weight: Any) -> None:
+        program = self.program
+        if not isinstance(params, Mapping):
+            raise TypeError(f"params must be a dict, such as objective.init returns; got {type(params).__name__}")
+        missing = [name for name in program.parameters.constraints if name not in params]
+        if missing:
+            raise ValueError(
+                f"params has no {missing[0]!r}; the objective expects {list(program.parameters.constraints)}"
+            )
+        if len(args) != len(program.data.args):
+            raise ValueError(f"batch has {len(args)} arguments, but init was given {len(program.data.args)}")
+        if not all(isinstance(a, Tensor) for a, has in zip(args, program.data.has_rows, strict=True) if has):
+            raise TypeError(f"batch must be a tensor or a tuple of the model's arguments; got {args}")
+        rows = len(args[program.data.has_rows.index(True)]) if any(program.data.has_rows) else None
+        if num_rows is not None:
+            check_count("num_rows", num_rows)
+            if num_rows != rows:
+                program.check_minibatches()
+        if weight is not None:
+            if not isinstance(weight, Tensor) or weight.shape != (rows,):
+                shape = list(weight.shape) if isinstance(weight, Tensor) else weight
+                raise ValueError(f"sample_weight must have one entry per row, shape [{rows}]; got {shape}")
+            if not self.weighted:
+                self.elbo, self.weighted = self._resolve_elbo(program, True), True
 
     def check_weight(self, weight: Any, num_rows: int | None) -> Tensor | None:
         """A row weight fit for this objective.
