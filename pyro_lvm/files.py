@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
+import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ def write(state: dict[str, Any], path: Path) -> None:
         raise
 
 
-def read(path: FilePath, kind: str) -> dict[str, Any]:
+def read(path: FilePath, kind: str, keys: Collection[str]) -> dict[str, Any]:
     """Read a state that :func:`write` wrote.
 
     Raises:
@@ -52,9 +54,13 @@ def read(path: FilePath, kind: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise ValueError(f"there is no file {str(path)!r}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch has to say of a foreign file
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:  # OSError: a file cut short
         raise ValueError(f"{str(path)!r} is no {kind} of pyro_lvm: it holds more than tensors and numbers") from error
-    if not isinstance(state, dict) or state.get("kind") != kind:
+    if not isinstance(state, dict) or state.get("kind") != kind or not state.keys() >= set(keys):
         raise ValueError(f"{str(path)!r} is no {kind} of pyro_lvm")
     return state

@@ -132,7 +132,7 @@ def find_row_plate(model: Callable, data: Data, kwargs: dict[str, Any], name: st
     """
     if data.num_rows is None:
         return None
-    count = max(2, min(data.num_rows, _PROBE_ROWS))
+    count = max(3, min(data.num_rows, _PROBE_ROWS))
     index = torch.arange(count) % data.num_rows
     try:
         more, fewer = (_plates(prior_trace(model, *data.take(i), **kwargs)) for i in (index, index[:-1]))

@@ -129,7 +129,8 @@ def fit(
         else:
             batches = WholeData(tensors, weight)
         held_out = _validation(program, validation, rows, device)
-        start = program.parameters.start() | program.parameters.unconstrained(_initial(program, init))
+        initial = program.parameters.unconstrained(_initial(program, init))
+        start = program.parameters.start() | initial
         loop = EagerLoop(objective, start, batches, total, optim, scheduler, clip)
         kept = None
         if path is not None:
@@ -142,6 +143,7 @@ def fit(
                 "data": f"loader of {total} rows" if loader is not None else tensors.fingerprint(),
                 "sample_weight": Data((weight,)).fingerprint(),
                 "validation": Data(held_out or ()).fingerprint(),
+                "init": {name: Data((v,)).fingerprint() for name, v in initial.items()},
                 "shapes": {name: list(v.shape) for name, v in start.items()},
                 "model_kwargs": dict(model_kwargs or {}),
             }

@@ -57,7 +57,7 @@ class EagerLoop:
         """
         losses = []
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Encountered NaN", UserWarning)  # the error says more
+            warnings.filterwarnings("ignore", "Encountered (NaN|[+-]inf)", UserWarning)  # the error says more
             for step in range(start, stop):
                 losses.append(self._step(step))
                 if interrupted():

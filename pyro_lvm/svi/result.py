@@ -89,7 +89,7 @@ def load(
     Raises:
         ValueError: if the file holds no result, or its parameters are not those of the model and guide.
     """
-    state = files.read(path, "result")
+    state = files.read(path, "result", ["params", "losses", "validation", "seconds", "seed", "compiled"])
     with randomness.seeded(state["seed"]):
         program = Program(model, guide, Data(data, rows), None, model_kwargs, plate)
     here = program.parameters.start() | program.parameters.untrained()

@@ -152,7 +152,6 @@ def test_the_estimator_is_chosen_by_what_is_enumerated(program, proposal, kind):
 def test_the_objective_is_a_pure_function():
     objective = lvm.Objective(model, guide)
     params = objective.init(X)
-    before = {n: v.detach().clone() for n, v in params.items()}
     module = {n: p.detach().clone() for n, p in net.named_parameters()}
     torch.manual_seed(0)
     first = objective(params, X)
