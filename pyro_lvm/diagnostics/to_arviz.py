@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyro_lvm.checks import check_count
 from pyro_lvm.diagnostics.arviz_versions import Variable, assemble
 from pyro_lvm.diagnostics.dims import SAMPLE_DIMS, Axis, DimNames, axes, check_coords
 from pyro_lvm.diagnostics.draws import EvaluatedDraws, evaluate
@@ -34,7 +35,8 @@ def to_arviz(
     - ``posterior``: every latent site, enumerated and deterministic ones too;
     - ``posterior_predictive``: every observed site, drawn anew at the latents of each draw;
     - ``log_likelihood``: log p of each observed site given all latents of the draw, in nats, one value for each row;
-      for a model without a row plate, one for each element of the site's batch;
+      for a model without a row plate, one for each element of the site's batch. Where a row has latents of its own,
+      leave-one-out from it is unreliable: score held-out rows with ``result.score``;
     - ``sample_stats``: ``lp``, the log-joint density of model and draw, enumerated sites at their drawn values, and
       ``log_q``, the guide's log-density of what it drew. Both in nats; scales and row weights do not count. Enumerated
       sites are not the guide's, so that ``lp - log_q`` is an importance weight only where there are none;
@@ -75,8 +77,7 @@ def to_arviz(
     """
     if not isinstance(result, Result):
         raise TypeError(f"to_arviz takes the result of a fit; got {type(result).__name__}")
-    if type(num_draws) is not int or num_draws < 1:
-        raise ValueError(f"num_draws must be a positive integer; got {num_draws!r}")
+    check_count("num_draws", num_draws)
     program = result._program
     drawn = evaluate(result, num_draws, seed)
     constant = _constant_data(program, [drawn.sites[name] for name in drawn.predictions])

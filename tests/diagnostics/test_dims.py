@@ -128,12 +128,14 @@ def test_deterministic_sites_lie_in_their_plates(fit):
         pyro.deterministic("pair", torch.stack([a, -a]))
         with pyro.plate("rows", len(y)):
             pyro.deterministic("fitted", a + torch.zeros(4))
+            pyro.deterministic("shared", torch.stack([a, -a]))
             pyro.deterministic("both", torch.stack([a, -a]).expand(4, 2), event_dim=1)
             pyro.sample("y", dist.Normal(a, 1.0), obs=y)
 
     posterior = lvm.to_arviz(fit(model, "mean_field", torch.zeros(4)), 3)["posterior"]
     assert posterior["pair"].dims == ("chain", "draw", "pair_dim_0")
     assert posterior["fitted"].dims == ("chain", "draw", "rows")
+    assert posterior["shared"].dims == ("chain", "draw", "shared_dim_0")
     assert posterior["both"].dims == ("chain", "draw", "rows", "both_dim_0")
     np.testing.assert_array_equal(posterior["both"].values[..., 1], -posterior["fitted"].values)
 
