@@ -9,6 +9,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_lvm import files, randomness
@@ -273,7 +274,7 @@ def prior_predictive(
             ]
             with Uncondition(observed):
                 trace = poutine.trace(model).get_trace(*data.args, **kwargs)
-        return {name: site["value"] for name, site in sample_sites(trace).items()}
+        return {name: site["value"] for name, site in sample_sites(prune_subsample_sites(trace)).items()}
 
     with randomness.seeded(seed):
         return repeat(once, num_draws)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +36,9 @@ def repeat(fn: Callable[..., Any], num_draws: int, *per_draw: Any) -> Any:
         with _OwnNoise(index):
             return fn(*arguments)
 
-    with torch.no_grad(), pyro.validation_enabled(False):
+    with torch.no_grad(), pyro.validation_enabled(False), warnings.catch_warnings():
+        # vmap loops over an operation without a batching rule, and says so each time
+        warnings.filterwarnings("ignore", "There is a performance drop")
         state = randomness.get_state()
         with _LargestTensor() as largest:
             fn(*_take(per_draw, 0))
