@@ -98,6 +98,7 @@ panels = {
     "posterior mean plugged in": {name: values.mean(0) for name, values in draws.items()},
     "averaged over the posterior": draws,
 }
+# sphinx_gallery_thumbnail_number = 2
 figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained", sharey=True)
 for ax, (title, values) in zip(axes, panels.items(), strict=True):
     probs = small.predict_proba(grid, values)[:, 1].reshape(81, 81).T

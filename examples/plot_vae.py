@@ -69,6 +69,7 @@ with torch.no_grad():
     loc, _ = vae.encode(x[train])
     pixels = vae.decode(grid).sigmoid()
 
+# sphinx_gallery_thumbnail_number = 2
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 5.2), layout="constrained")
 lvm.plots.latent_map(loc, digits.target[train], ax=left)
 lvm.plots.images(pixels, (8, 8), num_columns=13, ax=right)
