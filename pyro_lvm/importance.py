@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
@@ -46,7 +47,7 @@ def log_weights(
     sites, kwargs = program.sites, program.model_kwargs
     model, guide = program.bind(values, program.model), program.bind(values, program.guide)
 
-    def once() -> tuple[Tensor, Tensor | None]:
+    def once() -> dict[str, Tensor]:
         if proposal == "prior":
             drawn = prior_trace(model, *args, **kwargs)
             for name in set(sample_sites(drawn)) - set(sites.latent):
@@ -57,16 +58,17 @@ def log_weights(
         outside, rows = log_density(trace, sites.row_plate)
         drawn.compute_log_prob()
         for name, site in sample_sites(drawn).items():
-            log_q = site["unscaled_log_prob"]
+            log_q = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
             dim = program.row_dim(name, site)
             if dim is None:
                 outside = outside - log_q.sum()
             else:
                 assert rows is not None
                 rows = rows - log_q.movedim(dim, 0).flatten(1).sum(1) if log_q.dim() > 1 else rows - log_q
-        return outside, rows
+        return {"outside": outside} if rows is None else {"outside": outside, "rows": rows}
 
-    return repeat(once, num_draws)
+    drawn = repeat(once, num_draws)
+    return drawn["outside"], drawn.get("rows")
 
 
 def log_mean_exp(log_weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
@@ -86,8 +87,9 @@ def is_enumerated(site: Site) -> bool:
 
 
 def is_observed(site: Site) -> bool:
-    """Whether a site holds data (a deterministic site, which Pyro marks as observed, does not)."""
-    return site["is_observed"] and not site["infer"].get("_deterministic", False)
+    """Whether a site holds data: ``pyro.deterministic`` and ``pyro.factor`` make sites that only seem observed."""
+    holds_none = site["infer"].get("_deterministic", False) or isinstance(site["fn"], dist.Unit)
+    return site["is_observed"] and not holds_none
 
 
 def plate_nesting(*traces: poutine.Trace) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -80,8 +79,7 @@ def evaluate(result: Result, num_draws: int, seed: int | None) -> EvaluatedDraws
         with torch.no_grad(), pyro.validation_enabled(False):
             sites = run({name: value[0] for name, value in values.items()})
         _refuse_random_rows(sites)
-        # a factor is observed too, but it holds no data
-        observed = [name for name in program.sites.observed if not isinstance(sites[name]["fn"], dist.Unit)]
+        observed = program.sites.observed
         drawn, predictions, log_likelihood, log_joint = repeat(describe, num_draws, values)
         return EvaluatedDraws(drawn, predictions, log_likelihood, log_joint, log_guide, sites)
 
