@@ -20,7 +20,7 @@ from pyro_lvm.guides import distributions
 from pyro_lvm.importance import Estimate, evidence, score
 from pyro_lvm.params import Bound, Values
 from pyro_lvm.program import Program
-from pyro_lvm.sites import Uncondition, prior_trace, sample_sites
+from pyro_lvm.sites import Uncondition, is_observed, prior_trace, sample_sites
 from pyro_lvm.statements import private_statements
 from pyro_lvm.vectorize import repeat
 
@@ -269,12 +269,11 @@ def prior_predictive(
 
     def once() -> Draws:
         with private_statements(model):
-            observed = [
-                n for n, s in sample_sites(prior_trace(model, *data.args, **kwargs)).items() if s["is_observed"]
-            ]
-            with Uncondition(observed):
+            sites = sample_sites(prior_trace(model, *data.args, **kwargs))
+            with Uncondition([name for name, site in sites.items() if is_observed(site)]):
                 trace = poutine.trace(model).get_trace(*data.args, **kwargs)
-        return {name: site["value"] for name, site in sample_sites(prune_subsample_sites(trace)).items()}
+        drawn = sample_sites(prune_subsample_sites(trace))
+        return {name: site["value"] for name, site in drawn.items() if not isinstance(site["fn"], dist.Unit)}
 
     with randomness.seeded(seed):
         return repeat(once, num_draws)
