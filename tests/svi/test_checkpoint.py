@@ -73,7 +73,7 @@ class Process:
         self.steps.unlink(missing_ok=True)
         arguments = {"kind": kind, "path": str(checkpoint), "out": str(out), "pause": pause}
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["pyro_lvm", "pyro_lvm.svi.fit"])
+        context.set_forkserver_preload(["pyro_lvm", "torch._dynamo"])  # which the first optimizer imports
         self.process = context.Process(target=runpy.run_path, args=(str(script), arguments))
         self.process.start()
 
