@@ -22,8 +22,8 @@ print(f"{len(x)} flowers, features: {', '.join(iris.feature_names)}")
 # --------------
 #
 # The likelihood of a mixture has many maxima, so that one start proves little. ``initialize`` takes a seed, and the
-# evidence (exact here: its standard error is 0) says which start won. Here all agree, but for the last digits. A ``None``
-# in the guide's place says that the model needs none.
+# evidence (exact here: its standard error is 0) says which start won. Here all agree, but for the last digits. A
+# ``None`` in the guide's place says that the model needs none.
 
 results, mixtures = [], []
 for seed in range(4):
