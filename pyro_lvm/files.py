@@ -49,8 +49,11 @@ def read(path: FilePath, kind: str, keys: Collection[str]) -> dict[str, Any]:
     """Read a state that :func:`write` wrote.
 
     Raises:
+        TypeError: if it is no path.
         ValueError: if the file does not exist or does not hold such a state.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path must be a path; got {path!r}")
     if not Path(path).is_file():
         raise ValueError(f"there is no file {str(path)!r}")
     try:

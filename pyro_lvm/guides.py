@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pyro.distributions as dist
@@ -12,9 +12,11 @@ from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
     AutoGuide,
+    AutoGuideList,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
+    AutoStructured,
     init_to_median,
 )
 from pyro.infer.autoguide.guides import AutoContinuous
@@ -82,13 +84,18 @@ def shares_rows(guide: Callable) -> bool:
     return isinstance(guide, AutoGuide)
 
 
-def couples_rows(guide: Callable) -> bool:
-    """Whether a guide draws all latents from one joint distribution, so that rows have no log q of their own."""
-    return isinstance(guide, AutoContinuous)
+def couples_rows(guide: Callable, local: Collection[str]) -> bool:
+    """Whether a guide draws one of these latents of all rows jointly, so that rows have no log q of their own."""
+    if isinstance(guide, AutoGuideList):
+        return any(couples_rows(part, local) for part in guide)
+    joint = isinstance(guide, AutoContinuous | AutoStructured)
+    return joint and not guide.prototype_trace.nodes.keys().isdisjoint(local)  # type: ignore[attr-defined]
 
 
 def is_point(guide: Callable) -> bool:
     """Whether a guide is a point and has no density."""
+    if isinstance(guide, AutoGuideList):
+        return all(map(is_point, guide))
     return isinstance(guide, AutoDelta)
 
 

@@ -198,7 +198,7 @@ class Program:
     @property
     def couples_rows(self) -> bool:
         """Whether the rows' local latents have one joint log q."""
-        return bool(self.sites.local_latent) and couples_rows(self.guide)
+        return couples_rows(self.guide, self.sites.local_latent)
 
     @property
     def has_guide(self) -> bool:

@@ -86,6 +86,7 @@ class Result:
         Returns:
             A distribution for each site.
         """
+        check_count("num_draws", num_draws)
         program, kwargs = self._program, self._program.model_kwargs
         args = self._arguments(data, needs_rows=bool(program.sites.local_latent or program.sites.enumerated))
         self._refuse_other_rows(args)

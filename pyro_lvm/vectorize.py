@@ -36,13 +36,13 @@ def repeat(fn: Callable[..., Any], num_draws: int, *per_draw: Any) -> Any:
         with _OwnNoise(index):
             return fn(*arguments)
 
+    state = randomness.get_state()
+    with torch.no_grad(), _LargestTensor() as largest:
+        fn(*_take(per_draw, 0))  # with Pyro's validation, which looks into values and so cannot be mapped
+    randomness.set_state(state)
     with torch.no_grad(), pyro.validation_enabled(False), warnings.catch_warnings():
         # vmap loops over an operation without a batching rule, and says so each time
         warnings.filterwarnings("ignore", "There is a performance drop")
-        state = randomness.get_state()
-        with _LargestTensor() as largest:
-            fn(*_take(per_draw, 0))
-        randomness.set_state(state)
         chunk = max(1, min(num_draws, _NUMBERS_AT_ONCE // largest.numbers))
         index = torch.arange(num_draws)
         try:

@@ -88,10 +88,15 @@ def responsibilities(trace: poutine.Trace) -> dict[str, Tensor]:
 
 def draw_enumerated(trace: poutine.Trace) -> dict[str, Tensor]:
     """One joint draw of the enumerated sites given all other sites: each from its posterior given those before it."""
-    factors, sum_dims = _factors(trace)
+    all_factors, sum_dims = _factors(trace)
+    # packing has dropped the dimensions of plates of size 1, for which the contraction would look
+    present = {dim for terms in all_factors.values() for term in terms for dim in term._pyro_dims}
+    factors: OrderedDict[frozenset[str], list[Packed]] = OrderedDict()
+    for ordinal, terms in all_factors.items():
+        factors.setdefault(ordinal & present, []).extend(terms)
     draws = {}
     for name, site in _enumerated_sites(trace).items():
-        symbol, plates = site["infer"]["_enumerate_symbol"], _plates(trace, site)
+        symbol, plates = site["infer"]["_enumerate_symbol"], present & _plates(trace, site).keys()
         logits: Packed = contract_to_tensor(
             factors, sum_dims, target_ordinal=frozenset(plates), target_dims={symbol} & sum_dims, ring=_ring()
         )

@@ -27,7 +27,8 @@ class Checkpoint:
         self.fingerprint = fingerprint | {"torch": str(torch.__version__), "pyro": pyro.__version__}
         self.state: dict[str, Any] | None = None
         if path.exists():
-            self.state = files.read(path, "checkpoint", ["fingerprint", "loop", "losses", "validation", "seconds", "finished"])
+            keys = ["fingerprint", "loop", "losses", "validation", "seconds", "finished"]
+            self.state = files.read(path, "checkpoint", keys)
             self._compare(self.state["fingerprint"])
 
     def _compare(self, other: dict[str, str]) -> None:

@@ -18,7 +18,7 @@ import torch
 import pyro_lvm as lvm
 from pyro_lvm import files
 
-SCRIPT = '''
+SCRIPT = """
 import os, time
 import torch, pyro, pyro.distributions as dist
 from torch import nn
@@ -62,7 +62,7 @@ result = lvm.fit(model, guide, data, num_steps=60, every=7, checkpoint=path, cal
 torch.save({"losses": result.losses, "params": result.params, "validation": result.validation,
             "net": net.state_dict(), "decoder": decoder.state_dict(),
             "draw": result.guide(x) or result.sample(2)["z"] if kind not in ("loader", "own generator") else 0}, out)
-'''
+"""
 
 
 class Process:
@@ -107,7 +107,7 @@ def test_killed_and_restarted_equals_not_killed(script, tmp_path, kind):
         process = script(kind, 0.03, checkpoint, out)
         process.wait_for_a_block()
         if not copy.exists():
-            # Modules start at random, so that a fit to compare with must start from this one's file; it is never killed.
+            # Modules start at random, so that the fit that is never killed must start from this one's file.
             copy.write_bytes(checkpoint.read_bytes())
         time.sleep(moments.uniform(0.0, 0.07))
         assert process.end(signal.SIGKILL) == -signal.SIGKILL
@@ -152,7 +152,8 @@ def other_model(x):
 
 def fit(path, *data, num_steps=20, **options):
     options = {"every": 5, "progress": False, "checkpoint": path} | options
-    return lvm.fit(options.pop("model", model), options.pop("guide", "mean_field"), *(data or (X,)), num_steps=num_steps, **options)
+    programs = options.pop("model", model), options.pop("guide", "mean_field")
+    return lvm.fit(*programs, *(data or (X,)), num_steps=num_steps, **options)
 
 
 def test_in_process_a_stopped_fit_continues_as_if_it_had_not_stopped(tmp_path):

@@ -139,10 +139,9 @@ def test_the_step_is_counted_from_zero_and_the_message_helps():
 def test_the_step_that_fails_is_the_one_without_a_loss():
     losses = []
     spoil = AtStep(LATE, math.nan)
+    note = [lambda state: losses.append(state.step)]
     with pytest.raises(lvm.NonFiniteError) as caught:
-        lvm.fit(
-            model_with(spoil, "x"), "mean_field", X, every=1, callbacks=[lambda s: losses.append(s.step)], progress=False
-        )
+        lvm.fit(model_with(spoil, "x"), "mean_field", X, every=1, callbacks=note, progress=False)
     assert losses == list(range(1, caught.value.step + 1))
 
 
