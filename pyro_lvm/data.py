@@ -30,7 +30,7 @@ def as_tensor(value: Any, where: str = "the data") -> Any:
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype.kind == "f":
-        return torch.tensor(value, dtype=torch.get_default_dtype())
+        return torch.tensor(value.astype(np.float64), dtype=torch.get_default_dtype())  # any width and byte order
     if value.dtype.kind in "iu":
         return torch.tensor(value.astype(np.int64))
     if value.dtype.kind == "b":
@@ -74,6 +74,7 @@ class Data:
         args: What the user passed.
         rows: Positions of the arguments that have rows, instead of the rule above.
         device: Where to put the tensors; where they are, if None.
+        what: How errors call them.
 
     Raises:
         ValueError: for entries that are not finite, for row arguments of unequal length, and for no rows at all.
@@ -81,11 +82,15 @@ class Data:
     """
 
     def __init__(
-        self, args: Sequence[Any], rows: Sequence[int] | None = None, device: torch.device | str | None = None
+        self,
+        args: Sequence[Any],
+        rows: Sequence[int] | None = None,
+        device: torch.device | str | None = None,
+        what: str = "data",
     ) -> None:
-        tensors = [as_tensor(a, f"data argument {i}") for i, a in enumerate(args)]
+        tensors = [as_tensor(a, f"{what} argument {i}") for i, a in enumerate(args)]
         for i, tensor in enumerate(tensors):
-            check_finite(tensor, f"data argument {i}")
+            check_finite(tensor, f"{what} argument {i}")
         if device is not None:
             tensors = [t.to(device) if isinstance(t, Tensor) else t for t in tensors]
         self.args: tuple[Any, ...] = tuple(tensors)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Number
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
@@ -88,6 +90,7 @@ class Parameters:
         """The inverse of :meth:`constrained`.
 
         Raises:
+            TypeError: for a value that is no number or tensor.
             ValueError: for a name that is no parameter, a wrong shape, or a value outside the constraint.
         """
         result = {}
@@ -99,9 +102,13 @@ class Parameters:
             like = self._start[name]
             constraint = self.constraints[name]
             expected = transform_to(constraint)(like.detach()).shape
+            if not isinstance(value, Tensor | Number | np.ndarray | list):
+                raise TypeError(f"init[{name!r}] must be a number or a tensor; got {value!r}")
             value = torch.as_tensor(value).detach().to(like)
             if value.shape != expected:
                 raise ValueError(f"init[{name!r}] has shape {list(value.shape)}, expected {list(expected)}")
+            if not torch.isfinite(value).all():
+                raise ValueError(f"init[{name!r}] is not finite")
             if not constraint.check(value).all():
                 raise ValueError(f"init[{name!r}] is outside its constraint {constraint}")
             result[name] = transform_to(constraint).inv(value).clone()

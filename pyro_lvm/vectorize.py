@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyro_lvm import randomness
+
+_log = logging.getLogger(__name__)
 
 _NUMBERS_AT_ONCE = 5_000_000  # of the largest tensor: some 20 MB in float32, which a few copies of it multiply
 
@@ -47,7 +50,8 @@ def repeat(fn: Callable[..., Any], num_draws: int, *per_draw: Any) -> Any:
         index = torch.arange(num_draws)
         try:
             return torch.func.vmap(each, randomness="different", chunk_size=chunk)(index, *per_draw)
-        except Exception:
+        except Exception as error:  # whatever vmap refuses; what is wrong with the program itself the loop raises again
+            _log.info("draws are made one by one, since vmap refused the program: %s", error)
             randomness.set_state(state)
             return _stack([fn(*_take(per_draw, i)) for i in range(num_draws)])
 

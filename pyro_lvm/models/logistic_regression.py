@@ -170,13 +170,14 @@ class BayesianLogisticRegression(PyroModule):
                     + ", ".join(f"{key!r} of shape {list(torch.as_tensor(draws[key]).shape)}" for key in point)
                 )
 
-        total = X.new_zeros(len(X), 1 if binary else C)
+        total = X.new_zeros(len(X), C)
         weights = values["weights"].unsqueeze(-1) if binary else values["weights"]  # [S, D, C] or [S, D, 1]
         intercept = values["intercept"] if self.intercept else weights.new_zeros(len(weights))
         intercept = intercept.reshape(len(weights), 1, -1)
         size = max(1, _CHUNK // max(1, total.numel()))
         for w, b in zip(weights.split(size), intercept.split(size), strict=True):
             logits = X @ w + b
-            total += (logits.sigmoid() if binary else logits.softmax(-1)).sum(0)
-        mean = total / len(weights)
-        return torch.cat([1 - mean, mean], -1) if binary else mean
+            # each class by itself: 1 - p would round small probabilities to 0
+            probs = torch.cat([-logits, logits], -1).sigmoid() if binary else logits.softmax(-1)
+            total += probs.sum(0)
+        return total / len(weights)

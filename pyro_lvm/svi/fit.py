@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyro_lvm import files, randomness
@@ -101,6 +102,7 @@ def fit(
     check_count("every", every)
     check_seed(seed)
     _check_options(batch_size, num_rows, compile, callbacks, progress)
+    _check_device(device)
     path = None if checkpoint is None else files.check_writable(checkpoint, "checkpoint")
     objective = Objective(model, guide, elbo, plate=plate, model_kwargs=model_kwargs)
     with randomness.seeded(seed), nullcontext() if device is None else torch.device(device):
@@ -174,6 +176,13 @@ def _check_options(batch_size: Any, num_rows: Any, compile: Any, callbacks: Any,
         raise TypeError(f"progress must be True or False; got {progress!r}")
 
 
+def _check_device(device: Any) -> None:
+    try:
+        torch.zeros((), device=device)
+    except (RuntimeError, TypeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise ValueError(f"device={device!r} is no device of this machine; try 'cpu' or 'cuda'") from error
+
+
 def _check_loader(**options: Any) -> None:
     for name, value in options.items():
         if value is not None:
@@ -198,7 +207,14 @@ def _validation(program: Program, validation: Any, rows: Any, device: Any) -> tu
             f"validation rows have latents {list(program.sites.local_latent)} of their own, which this guide does not "
             "know: it needs an amortized guide, a function of the rows"
         )
-    return Data(given, rows, device).args
+    held_out = Data(given, rows, device, what="validation").args
+    program.check_dtypes(held_out)
+    for i, (new, old, has) in enumerate(zip(held_out, program.data.args, program.data.has_rows, strict=True)):
+        if isinstance(new, Tensor) and isinstance(old, Tensor) and new.shape[has:] != old.shape[has:]:
+            raise ValueError(
+                f"validation argument {i} has shape {list(new.shape)}, but that of the fit {list(old.shape)}"
+            )
+    return held_out
 
 
 def _initial(program: Program, init: Any) -> Mapping[str, Any]:

@@ -42,9 +42,8 @@ class SVIResult(Result):
     def __str__(self) -> str:
         tail = self.losses[-max(1, min(100, len(self.losses) // 10)) :]
         state = "levelled off" if self.converged else "still falling: more steps would help"
-        guide = getattr(self._program.guide, "__name__", type(self._program.guide).__name__)
         lines = [
-            f"{self.num_steps:,} steps in {self.seconds:.1f} s, guide {guide}",
+            f"{self.num_steps:,} steps in {self.seconds:.1f} s with {self._guide_name()}",
             f"ELBO {-tail.mean():.2f} nats (mean of the last {len(tail)} steps), {state}",
         ]
         width = max(map(len, self.params), default=0)
@@ -56,6 +55,14 @@ class SVIResult(Result):
         return "\n".join(lines)
 
     __repr__ = __str__
+
+    def _guide_name(self) -> str:
+        guide = self._program.guide
+        if not self._program.has_guide:
+            return "no guide, every latent enumerated"
+        if getattr(guide, "__self__", None) is self._program.model:
+            return "the model's own guide"
+        return f"guide {getattr(guide, '__name__', type(guide).__name__)}"
 
     def _state(self) -> dict[str, Any]:
         return super()._state() | {"losses": self.losses, "validation": self.validation, "compiled": self.compiled}

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_lvm.checks import check_count
+
 
 @dataclass(frozen=True)
 class FitState:
@@ -59,9 +61,10 @@ class StopWhenFlat:
     """
 
     def __init__(self, patience: int = 3, num_errors: float = 1.0, min_steps: int = 400) -> None:
-        for name, value in (("patience", patience), ("num_errors", num_errors), ("min_steps", min_steps)):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise ValueError(f"{name} must be positive; got {value!r}")
+        check_count("patience", patience)
+        check_count("min_steps", min_steps)
+        if isinstance(num_errors, bool) or not isinstance(num_errors, int | float) or not num_errors > 0:
+            raise ValueError(f"num_errors must be positive; got {num_errors!r}")
         self.patience, self.num_errors, self.min_steps = patience, num_errors, min_steps
 
     def __call__(self, state: FitState) -> bool:
