@@ -212,7 +212,7 @@ def _validation(program: Program, validation: Any, rows: Any, device: Any) -> tu
     for i, (new, old, has) in enumerate(zip(held_out, program.data.args, program.data.has_rows, strict=True)):
         if isinstance(new, Tensor) and isinstance(old, Tensor) and new.shape[has:] != old.shape[has:]:
             raise ValueError(
-                f"validation argument {i} has shape {list(new.shape)}, but that of the fit {list(old.shape)}"
+                f"validation argument {i} has shape {list(new.shape)}, in the fit {list(old.shape)}"
             )
     return held_out
 
