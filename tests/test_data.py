@@ -1,0 +1,132 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pyro_lvm.data import Data, ShuffledRows, as_tensor, check_weight
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        (np.array([1.5, 2.0]), torch.float32),
+        (np.array([1.5, 2.0], np.float16), torch.float32),
+        (np.array([1.5, 2.0], np.longdouble), torch.float32),
+        (np.array([1.5, 2.0], ">f8"), torch.float32),
+        (np.array([1, 2], np.uint8), torch.int64),
+        (np.array([1, 2], ">i4"), torch.int64),
+        (np.array([True, False]), torch.bool),
+        (pd.Series([1.5, 2.0]), torch.float32),
+        (pd.Series([1, 2], dtype="int8"), torch.int64),
+        (pd.DataFrame({"a": [1, 2], "b": [0.5, 1.5]}), torch.float32),
+        (torch.tensor([1.0], dtype=torch.float16), torch.float16),
+        (np.float64(2.0) * np.ones(()), None),
+    ],
+    ids=str,
+)
+def test_numbers_keep_their_kind(value, dtype):
+    tensor = as_tensor(value)
+    if dtype is None:
+        assert float(tensor) == 2.0
+        return
+    assert tensor.dtype == dtype
+    np.testing.assert_array_equal(tensor.numpy(), np.asarray(value).astype(tensor.numpy().dtype))
+
+
+def test_floats_become_the_default_dtype():
+    with torch.device("cpu"):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert as_tensor(np.ones(2, np.float32)).dtype == torch.float64
+        finally:
+            torch.set_default_dtype(before)
+
+
+def test_tensors_and_strangers_are_passed_as_they_are():
+    tensor, thing = torch.ones(2, requires_grad=True), object()
+    assert as_tensor(tensor) is tensor
+    assert as_tensor(thing) is thing
+    assert as_tensor(None) is None
+    assert as_tensor(3) == 3
+
+
+def test_a_tensor_does_not_share_the_arrays_memory():
+    array = np.ones(3, np.float32)
+    tensor = as_tensor(array)
+    array[:] = 7
+    assert tensor.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "value", [np.array(["a"]), pd.DataFrame({"a": ["x"], "b": [1]}), np.array([None]), pd.Series(["b"])]
+)
+def test_what_holds_no_numbers_is_refused(value):
+    with pytest.raises(TypeError, match="the data has dtype .*encode text and categories as numbers"):
+        as_tensor(value)
+
+
+@pytest.mark.parametrize(
+    ("bad", "place"),
+    [(float("nan"), "nan in row 2, entry \\[1\\]"), (float("-inf"), "-inf in row 2, entry \\[1\\]")],
+)
+def test_an_entry_that_is_not_finite_is_named(bad, place):
+    x = torch.zeros(4, 3)
+    x[2, 1] = x[3, 0] = bad
+    with pytest.raises(ValueError, match=rf"data argument 1 is not finite: {place} \(2 in all\)"):
+        Data((torch.zeros(4), x))
+
+
+def test_rows_are_what_follows_the_first_argument():
+    data = Data((torch.zeros(4, 2), torch.zeros(4), torch.zeros(2), 5, torch.zeros(()), None))
+    assert data.has_rows == (True, True, False, False, False, False)
+    assert data.num_rows == 4
+    taken = data.take(torch.tensor([3, 0]))
+    assert [len(t) for t in taken[:3]] == [2, 2, 2]
+    assert taken[3:] == (5, torch.zeros(()), None)
+
+
+@pytest.mark.parametrize(("rows", "has_rows", "count"), [([1], (False, True), 3), ((), (False, False), None)])
+def test_rows_may_be_named(rows, has_rows, count):
+    data = Data((torch.zeros(4), torch.zeros(3)), rows)
+    assert (data.has_rows, data.num_rows) == (has_rows, count)
+
+
+def test_named_rows_must_agree():
+    with pytest.raises(ValueError, match=r"differ in length: \[4, 3\]"):
+        Data((torch.zeros(4), torch.zeros(3)), [0, 1])
+    with pytest.raises(ValueError, match="rows names position -1"):
+        Data((torch.zeros(4),), [-1])
+    with pytest.raises(TypeError, match="rows must list the positions"):
+        Data((torch.zeros(4),), [True])
+
+
+def test_fingerprints_tell_data_apart():
+    x = torch.arange(6.0)
+    same = [Data((x,)), Data((x.clone(),)), Data((x.numpy(),)), Data((x.repeat(2)[:6],))]
+    assert len({d.fingerprint() for d in same}) == 1
+    others = [x + 0.5, x.reshape(2, 3), x.double(), x.flip(0), x[:5], x.long()]
+    assert len({Data((o,)).fingerprint() for o in others} | {same[0].fingerprint()}) == 7
+    assert Data((x, 1)).fingerprint() != Data((x, 2)).fingerprint()
+
+
+def test_a_transposed_tensor_hashes_by_its_values():
+    x = torch.arange(6.0).reshape(2, 3)
+    assert Data((x.T,)).fingerprint() == Data((x.T.contiguous(),)).fingerprint()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7])
+def test_rows_of_all_arguments_stay_together(batch_size):
+    data = Data((torch.arange(7), torch.arange(7) * 10, torch.tensor([1.0, 2.0])))
+    batches = ShuffledRows(data, torch.arange(7.0), batch_size, seed=1)
+    for step in range(20):
+        (x, y, whole), weight = batches.get(step)
+        assert torch.equal(x * 10, y)
+        assert torch.equal(x.float(), weight)
+        assert whole.tolist() == [1.0, 2.0]
+
+
+def test_weights_become_floats():
+    assert check_weight([1, 2], 2).dtype == torch.float32
+    assert check_weight(None, 2) is None
+    assert check_weight(torch.ones(2).double(), 2).dtype == torch.float64
