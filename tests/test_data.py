@@ -62,7 +62,7 @@ def test_a_tensor_does_not_share_the_arrays_memory():
     "value", [np.array(["a"]), pd.DataFrame({"a": ["x"], "b": [1]}), np.array([None]), pd.Series(["b"])]
 )
 def test_what_holds_no_numbers_is_refused(value):
-    with pytest.raises(TypeError, match="the data has dtype .*encode text and categories as numbers"):
+    with pytest.raises(TypeError, match=r"the data has dtype .*encode text and categories as numbers"):
         as_tensor(value)
 
 

@@ -471,6 +471,19 @@ def test_reading_a_parameter_that_nobody_made_is_an_error():
         lvm.fit(model, None, X, num_steps=1, progress=False)
 
 
+def test_a_parameter_read_twice_is_one_and_keeps_its_first_start():
+    def model(x):
+        first = pyro.param("loc", torch.tensor(0.5))
+        second = pyro.param("loc", torch.tensor(9.0))
+        third = pyro.param("loc")
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", normal(first + second + third), obs=x)
+
+    result = lvm.fit(model, None, X, num_steps=1, optim=lambda p: torch.optim.SGD(p, 0.1), progress=False)
+    assert result.losses.item() == pytest.approx(-normal(1.5).log_prob(X).sum().item(), rel=1e-6)
+    assert result.params["loc"].item() == pytest.approx(0.5 + 0.1 * 3 * (X - 1.5).sum().item(), rel=1e-5)
+
+
 def test_the_store_is_neither_read_nor_changed(own_store):
     """A store with parameters of the same names and other values, of a function and of a module alike."""
     model, guide = of_functions()

@@ -102,6 +102,16 @@ def exact_local_guide(x):
 LOCAL_SCORES = dist.Normal(0.0, math.sqrt(2.0)).log_prob(X)
 
 
+def test_what_lies_outside_the_plate_counts_for_the_evidence_and_for_no_row():
+    def model(x):
+        pyro.factor("prior", pyro.param("term", torch.tensor(-3.0)))
+        local(x)
+
+    result = still(model, exact_local_guide, X)
+    assert result.evidence(10).value == pytest.approx(LOCAL_SCORES.sum().item() - 3.0, rel=1e-5)
+    torch.testing.assert_close(result.score(num_draws=2).value.float(), LOCAL_SCORES)
+
+
 def test_scores_and_evidence_of_local_latents():
     result = still(local, local_guide, X)
     assert near(result.score(num_draws=4000), LOCAL_SCORES)

@@ -61,7 +61,7 @@ def test_nested_discrete_sites_against_all_configurations(shape):
             logs.append(torch.tensor([0.2, 0.5, 0.3])[z].log() + sum(terms))
         logs = torch.stack(logs)
         torch.testing.assert_close(rows[i], logs.logsumexp(0))
-        for probability, (z, *bits) in zip(logs.softmax(0), configurations, strict=True):
+        for probability, (_, *bits) in zip(logs.softmax(0), configurations, strict=True):
             for j, b in enumerate(bits):
                 exact_b[i, j, b] += probability
     assert outside == 0
