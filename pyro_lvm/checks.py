@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
 
-def check_count(name: str, value: Any) -> None:
-    """Refuse what is no positive integer.
+def check_count(name: str, value: Any) -> int:
+    """A positive integer as a plain one.
 
     Raises:
-        ValueError: if it is none.
+        TypeError: if it is no integer.
+        ValueError: if it is not positive.
     """
-    if type(value) is not int or value < 1:
+    count = _integer(name, value, "a positive integer")
+    if count < 1:
         raise ValueError(f"{name} must be a positive integer; got {value!r}")
+    return count
 
 
-def check_seed(seed: Any) -> None:
-    """Refuse what torch could not seed with.
+def check_seed(seed: Any) -> int:
+    """A seed for torch as a plain integer.
 
     Raises:
-        ValueError: if it is no integer from 0 to 2^64 - 1.
+        TypeError: if it is no integer.
+        ValueError: if it is not in the range from 0 to 2^64 - 1.
     """
-    if type(seed) is not int or not 0 <= seed < 2**64:
+    number = _integer("seed", seed, "a non-negative integer")
+    if not 0 <= number < 2**64:
         raise ValueError(f"seed must be a non-negative integer; got {seed!r}")
+    return number
+
+
+def _integer(name: str, value: Any, what: str) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be {what}; got {value!r}") from None
 
 
 def check_model(model: Any, model_kwargs: Any, plate: Any = None) -> None:

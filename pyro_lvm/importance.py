@@ -15,7 +15,7 @@ from pyro_lvm.elbo.contraction import enumerate_model, log_density
 from pyro_lvm.guides import is_point
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
-from pyro_lvm.sites import prior_trace, sample_sites
+from pyro_lvm.sites import prior_trace, refuse_random_rows, sample_sites
 from pyro_lvm.vectorize import repeat
 
 
@@ -88,10 +88,13 @@ def evidence(program: Program, values: Values, args: tuple[Any, ...], num_draws:
     and added; otherwise the joint weights of all rows are averaged.
 
     Raises:
-        ValueError: for a point guide, which has no density to weight by.
+        ValueError: for a point guide, which has no density to weight by, and for models that take a random part of
+            their rows by themselves.
     """
     if proposal not in ("guide", "prior"):
         raise ValueError(f"proposal must be 'guide' or 'prior'; got {proposal!r}")
+    model = program.bind(values, program.model)
+    refuse_random_rows(sample_sites(prior_trace(model, *args, **program.model_kwargs)))
     if not program.sites.latent:
         outside, rows = log_weights(program, values, args, 1)
         return Estimate(_total(outside, rows).item(), 0.0)

@@ -46,6 +46,7 @@ class Parameters:
         self._start: dict[str, Tensor] = dict(statements.unconstrained)
         self._in_module: dict[str, str] = {}
         self._holder = _Holder()
+        self._reached = [module for _, _, module in found]
         owned = {id(t) for t in statements.unconstrained.values()}
         for role, prefix, module in found:
             own = [(path, p) for path, p in module.named_parameters() if id(p) not in owned and p.requires_grad]
@@ -134,9 +135,10 @@ class Parameters:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """The user's modules in evaluation mode (no dropout), restored afterwards."""
-        modes = [(m, m.training) for m in self._holder.modules()]
-        self._holder.eval()
+        """The user's modules in evaluation mode (no dropout), with parameters or without, restored afterwards."""
+        modes = [(part, part.training) for module in self._reached for part in module.modules()]
+        for module in self._reached:
+            module.eval()
         try:
             yield
         finally:

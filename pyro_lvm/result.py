@@ -67,7 +67,7 @@ class Result:
         Returns:
             For each latent site a tensor ``[S, ...]``.
         """
-        check_count("num_draws", num_draws)
+        num_draws = check_count("num_draws", num_draws)
         sites = self._program.sites
         args = self._arguments((), needs_rows=bool(sites.local_latent or sites.enumerated))
         with self._quiet(seed):
@@ -86,7 +86,7 @@ class Result:
         Returns:
             A distribution for each site.
         """
-        check_count("num_draws", num_draws)
+        num_draws = check_count("num_draws", num_draws)
         program, kwargs = self._program, self._program.model_kwargs
         args = self._arguments(data, needs_rows=bool(program.sites.local_latent or program.sites.enumerated))
         self._refuse_other_rows(args)
@@ -115,7 +115,7 @@ class Result:
         Returns:
             For each observed site a tensor ``[S, ...]``.
         """
-        check_count("num_draws", num_draws)
+        num_draws = check_count("num_draws", num_draws)
         args = self._arguments(inputs)
         with self._quiet(seed):
             return repeat(lambda: self._predict(args), num_draws)
@@ -137,7 +137,7 @@ class Result:
         Raises:
             ValueError: if the model has no row plate, or the guide cannot take rows one by one.
         """
-        check_count("num_draws", num_draws)
+        num_draws = check_count("num_draws", num_draws)
         args = self._arguments(data)
         self._refuse_other_rows(args)
         with self._quiet(seed):
@@ -158,7 +158,7 @@ class Result:
         Raises:
             ValueError: for an unknown proposal, and for a MAP fit, which has no density to weight by.
         """
-        check_count("num_particles", num_particles)
+        num_particles = check_count("num_particles", num_particles)
         with self._quiet(seed):
             return evidence(self._program, self._values, self._arguments(()), num_particles, proposal)
 
@@ -182,12 +182,8 @@ class Result:
 
     def _quiet(self, seed: int | None) -> ExitStack:
         """Random numbers from a seed, and the user's modules in evaluation mode."""
-        if seed is not None and (type(seed) is not int or seed < 0):
-            raise ValueError(f"seed must be a non-negative integer; got {seed!r}")
-        seed = self.seed if seed is None else seed
-        check_seed(seed)
         stack = ExitStack()
-        stack.enter_context(randomness.seeded(seed))
+        stack.enter_context(randomness.seeded(self.seed if seed is None else check_seed(seed)))
         stack.enter_context(self._program.parameters.evaluating())
         return stack
 
@@ -210,6 +206,12 @@ class Result:
     def _predict(self, args: tuple[Any, ...]) -> Draws:
         sites, kwargs, fitted = self._program.sites, self._program.model_kwargs, self._program.data.args
         blank = prior_trace(self.model, *args, **kwargs)
+        absent = [name for name in sites.observed if name not in blank.nodes]
+        if absent:
+            raise ValueError(
+                f"the model has no site {absent[0]!r} on these inputs: let it sample what it does not observe, as in "
+                "pyro.sample('y', ..., obs=y) with y=None"
+            )
         given = all(blank.nodes[name]["is_observed"] for name in sites.observed)
         amortized = bool(sites.local_latent) and not self._program.covers_fitted_rows_only
         guide_args = args if amortized else fitted
@@ -264,8 +266,7 @@ def prior_predictive(
         {'mean': [500], 'y': [500]}
     """
     check_model(model, model_kwargs)
-    check_count("num_draws", num_draws)
-    check_seed(seed)
+    num_draws, seed = check_count("num_draws", num_draws), check_seed(seed)
     data, kwargs = Data(inputs), model_kwargs or {}
 
     def once() -> Draws:

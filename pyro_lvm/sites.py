@@ -159,6 +159,21 @@ def _plates(trace: poutine.Trace) -> dict[str, Any]:
     return {f.name: f for s in sample_sites(trace).values() for f in s["cond_indep_stack"] if f.vectorized}
 
 
+def refuse_random_rows(sites: dict[str, Site]) -> None:
+    """Refuse models that take a random part of their rows by themselves, so that two runs see different ones.
+
+    Raises:
+        ValueError: if a plate is smaller than the size it claims.
+    """
+    for name, site in sites.items():
+        for frame in site["cond_indep_stack"]:
+            if frame.vectorized and frame.full_size not in (None, frame.size):
+                raise ValueError(
+                    f"the plate {frame.name!r} around {name!r} takes {frame.size} of its {frame.full_size} elements by "
+                    "itself, so that draws would not see the same rows: leave minibatches to fit(batch_size=)"
+                )
+
+
 class ScaleRows(Messenger):
     """Multiply the log-density of every row by a common scale and by the row's weight.
 

@@ -12,7 +12,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_lvm.result import Draws, Result
-from pyro_lvm.sites import RowPlate, Site, Uncondition, sample_sites
+from pyro_lvm.sites import RowPlate, Site, Uncondition, refuse_random_rows, sample_sites
 from pyro_lvm.vectorize import repeat
 
 
@@ -78,7 +78,7 @@ def evaluate(result: Result, num_draws: int, seed: int | None) -> EvaluatedDraws
         values, log_guide = repeat(draw, num_draws)
         with torch.no_grad(), pyro.validation_enabled(False):
             sites = run({name: value[0] for name, value in values.items()})
-        _refuse_random_rows(sites)
+        refuse_random_rows(sites)
         observed = program.sites.observed
         drawn, predictions, log_likelihood, log_joint = repeat(describe, num_draws, values)
         return EvaluatedDraws(drawn, predictions, log_likelihood, log_joint, log_guide, sites)
@@ -117,13 +117,3 @@ def _log_likelihood(site: Site, row_plate: RowPlate | None) -> Tensor:
         return log_prob.sum()
     rows = log_prob.movedim(row_plate.dim, 0)
     return rows.reshape(len(rows), -1).sum(-1)
-
-
-def _refuse_random_rows(sites: dict[str, Site]) -> None:
-    for name, site in sites.items():
-        for frame in site["cond_indep_stack"]:
-            if frame.vectorized and frame.full_size not in (None, frame.size):
-                raise ValueError(
-                    f"the plate {frame.name!r} around {name!r} takes {frame.size} of its {frame.full_size} elements by "
-                    "itself, so that draws would not see the same rows: leave minibatches to fit(batch_size=)"
-                )

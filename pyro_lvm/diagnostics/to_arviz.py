@@ -77,7 +77,7 @@ def to_arviz(
     """
     if not isinstance(result, Result):
         raise TypeError(f"to_arviz takes the result of a fit; got {type(result).__name__}")
-    check_count("num_draws", num_draws)
+    num_draws = check_count("num_draws", num_draws)
     program = result._program
     drawn = evaluate(result, num_draws, seed)
     constant = _constant_data(program, [drawn.sites[name] for name in drawn.predictions])

@@ -2,7 +2,6 @@
 
 import math
 from numbers import Real
-from operator import index
 from typing import Any
 
 import torch
@@ -17,19 +16,6 @@ _WORDS = {
     constraints.simplex: "non-negative numbers that sum to 1",
 }
 _SIMPLEX_TOLERANCE = 1e-5  # float32 weights of a thousand components still pass
-
-
-def check_count(name: str, value: int) -> int:
-    """Return `value` as a positive integer, or raise."""
-    try:
-        count = index(value)
-    except TypeError:
-        raise TypeError(f"{name}: expected a positive integer, got {value!r}") from None
-    if isinstance(value, bool):
-        raise TypeError(f"{name}: expected a positive integer, got {value!r}")
-    if count < 1:
-        raise ValueError(f"{name}: expected a positive integer, got {value!r}")
-    return count
 
 
 def check_positive(name: str, value: float) -> float:

@@ -12,8 +12,9 @@ from scipy.cluster.vq import kmeans2
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_lvm.checks import check_count
 from pyro_lvm.data import as_tensor
-from pyro_lvm.models._base import AssignableModule, check_choice, check_count, check_rows
+from pyro_lvm.models._base import AssignableModule, check_choice, check_rows
 
 __all__ = ["GaussianMixture"]
 

@@ -7,8 +7,9 @@ from pyro.nn import pyro_method
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_lvm.checks import check_count
 from pyro_lvm.data import as_tensor
-from pyro_lvm.models._base import AssignableModule, check_count, check_rows
+from pyro_lvm.models._base import AssignableModule, check_rows
 
 __all__ = ["PPCA"]
 

@@ -98,10 +98,10 @@ def fit(
         >>> print(f"{result.sample(2_000)['mean'].mean():.1f}")
         2.5
     """
-    check_count("num_steps", num_steps)
-    check_count("every", every)
-    check_seed(seed)
-    _check_options(batch_size, num_rows, compile, callbacks, progress)
+    num_steps, every, seed = check_count("num_steps", num_steps), check_count("every", every), check_seed(seed)
+    batch_size = None if batch_size is None else check_count("batch_size", batch_size)
+    num_rows = None if num_rows is None else check_count("num_rows", num_rows)
+    _check_options(compile, callbacks, progress)
     _check_device(device)
     path = None if checkpoint is None else files.check_writable(checkpoint, "checkpoint")
     objective = Objective(model, guide, elbo, plate=plate, model_kwargs=model_kwargs)
@@ -141,7 +141,7 @@ def fit(
                 "guide": _name(program.guide),
                 "elbo": _plain(objective.elbo),
                 "optim": f"{_plain(loop.optimizer)} {loop.optimizer.defaults}",
-                "scheduler": type(loop.scheduler).__name__,
+                "scheduler": None if loop.scheduler is None else _plain(loop.scheduler),
                 "data": f"loader of {total} rows" if loader is not None else tensors.fingerprint(),
                 "sample_weight": Data((weight,)).fingerprint(),
                 "validation": Data(held_out or ()).fingerprint(),
@@ -162,10 +162,7 @@ def _check_batches(batch_size: int | None, num_rows: int | None) -> None:
         raise ValueError(f"batch_size={batch_size} exceeds the number of rows, {num_rows}")
 
 
-def _check_options(batch_size: Any, num_rows: Any, compile: Any, callbacks: Any, progress: Any) -> None:
-    for name, value in (("batch_size", batch_size), ("num_rows", num_rows)):
-        if value is not None:
-            check_count(name, value)
+def _check_options(compile: Any, callbacks: Any, progress: Any) -> None:
     if compile is True:
         raise ValueError("compile=True: this version runs fits eagerly; pass 'auto' or False")
     if compile is not False and compile != "auto":
@@ -211,9 +208,7 @@ def _validation(program: Program, validation: Any, rows: Any, device: Any) -> tu
     program.check_dtypes(held_out)
     for i, (new, old, has) in enumerate(zip(held_out, program.data.args, program.data.has_rows, strict=True)):
         if isinstance(new, Tensor) and isinstance(old, Tensor) and new.shape[has:] != old.shape[has:]:
-            raise ValueError(
-                f"validation argument {i} has shape {list(new.shape)}, in the fit {list(old.shape)}"
-            )
+            raise ValueError(f"validation argument {i} has shape {list(new.shape)}, in the fit {list(old.shape)}")
     return held_out
 
 

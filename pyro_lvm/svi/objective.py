@@ -101,7 +101,7 @@ class Objective:
         Returns:
             Unconstrained starting values by name, as leaf tensors that require gradients.
         """
-        check_seed(seed)
+        seed = check_seed(seed)
         with randomness.seeded(seed):
             self.prepare(Data(data))
         return {name: v.requires_grad_() for name, v in self.program.parameters.start().items()}

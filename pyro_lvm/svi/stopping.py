@@ -61,11 +61,10 @@ class StopWhenFlat:
     """
 
     def __init__(self, patience: int = 3, num_errors: float = 1.0, min_steps: int = 400) -> None:
-        check_count("patience", patience)
-        check_count("min_steps", min_steps)
         if isinstance(num_errors, bool) or not isinstance(num_errors, int | float) or not num_errors > 0:
             raise ValueError(f"num_errors must be positive; got {num_errors!r}")
-        self.patience, self.num_errors, self.min_steps = patience, num_errors, min_steps
+        self.patience, self.min_steps = check_count("patience", patience), check_count("min_steps", min_steps)
+        self.num_errors = num_errors
 
     def __call__(self, state: FitState) -> bool:
         """Whether to stop."""

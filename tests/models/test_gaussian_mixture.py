@@ -349,11 +349,11 @@ def test_initialize_refuses_wrong_data(x, message):
 @pytest.mark.parametrize(
     "args, error, message",
     [
-        ((0, 2), ValueError, "num_components: expected a positive integer, got 0"),
-        ((2, -1), ValueError, "num_features: expected a positive integer, got -1"),
-        ((2.0, 2), TypeError, "num_components: expected a positive integer, got 2.0"),
-        ((2, "3"), TypeError, "num_features: expected a positive integer, got '3'"),
-        ((True, 2), TypeError, "num_components: expected a positive integer, got True"),
+        ((0, 2), ValueError, "num_components must be a positive integer; got 0"),
+        ((2, -1), ValueError, "num_features must be a positive integer; got -1"),
+        ((2.0, 2), TypeError, "num_components must be a positive integer; got 2.0"),
+        ((2, "3"), TypeError, "num_features must be a positive integer; got '3'"),
+        ((True, 2), TypeError, "num_components must be a positive integer; got True"),
         (
             (2, 2, "round"),
             ValueError,

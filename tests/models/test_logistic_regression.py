@@ -192,9 +192,9 @@ def test_wrong_draws_are_refused(draws, message):
 @pytest.mark.parametrize(
     "kwargs, error, message",
     [
-        ({"num_features": 0}, ValueError, "num_features: expected a positive integer, got 0"),
+        ({"num_features": 0}, ValueError, "num_features must be a positive integer; got 0"),
         ({"num_classes": 1}, ValueError, "num_classes: expected at least 2, got 1"),
-        ({"num_classes": 2.5}, TypeError, "num_classes: expected a positive integer, got 2.5"),
+        ({"num_classes": 2.5}, TypeError, "num_classes must be a positive integer; got 2.5"),
         ({"prior_scale": 0.0}, ValueError, "prior_scale: expected a positive number, got 0.0"),
         ({"prior_scale": math.inf}, ValueError, "prior_scale: expected a positive number, got inf"),
         ({"prior_scale": "1"}, TypeError, "prior_scale: expected a positive number, got '1'"),

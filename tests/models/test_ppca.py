@@ -208,8 +208,8 @@ def test_loaded_and_copied_models_have_their_start():
 @pytest.mark.parametrize(
     "args, error, message",
     [
-        ((0, 2), ValueError, "num_latents: expected a positive integer, got 0"),
-        ((1, 1.5), TypeError, "num_features: expected a positive integer, got 1.5"),
+        ((0, 2), ValueError, "num_latents must be a positive integer; got 0"),
+        ((1, 1.5), TypeError, "num_features must be a positive integer; got 1.5"),
         ((3, 2), ValueError, "num_latents: expected at most num_features, 2, got 3"),
     ],
 )

@@ -198,8 +198,8 @@ def test_grey_values_are_refused_by_validation():
 @pytest.mark.parametrize(
     "kwargs, error, message",
     [
-        ({"num_features": 0}, ValueError, "num_features: expected a positive integer, got 0"),
-        ({"num_latents": 1.0}, TypeError, "num_latents: expected a positive integer, got 1.0"),
+        ({"num_features": 0}, ValueError, "num_features must be a positive integer; got 0"),
+        ({"num_latents": 1.0}, TypeError, "num_latents must be a positive integer; got 1.0"),
         ({"hidden": 64}, TypeError, "hidden: expected a sequence of layer widths"),
         ({"hidden": (0,)}, ValueError, "hidden: expected positive integers, got 0"),
         ({"likelihood": "poisson"}, ValueError, "likelihood: expected one of 'bernoulli', 'normal', got 'poiss"),
