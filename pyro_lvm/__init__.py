@@ -9,8 +9,7 @@ from pyro_lvm.svi.nonfinite import NonFiniteError
 from pyro_lvm.svi.objective import Objective
 from pyro_lvm.svi.result import SVIResult, load
 from pyro_lvm.svi.stopping import FitState, StopWhenFlat
-
-__version__ = "0.1.0"
+from pyro_lvm.version import __version__ as __version__
 
 __all__ = [
     "Estimate",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,16 +119,34 @@ class Data:
 
         return len(args) == len(self.args) and all(map(same, args, self.args))
 
-    def fingerprint(self) -> str:
-        """A hash of every argument's shape, dtype and bytes."""
-        digest = hashlib.sha256()
-        for a in self.args:
-            if isinstance(a, Tensor):
-                digest.update(f"{tuple(a.shape)} {a.dtype}".encode())
-                digest.update(a.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-            else:
-                digest.update(repr(a).encode())
-        return digest.hexdigest()
+
+def fingerprint(value: Any) -> str:
+    """What a value is, as text that is the same in every process.
+
+    A tensor or array is a hash of its shape, dtype and bytes, a container the text of what it holds, a function its
+    name, and any other object its class with its plain settings.
+    """
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {fingerprint(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(fingerprint, value)) + "]"
+    if hasattr(value, "to_numpy"):
+        value = value.to_numpy()
+    if isinstance(value, Tensor):
+        content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    elif isinstance(value, np.ndarray):
+        content = repr(value.tolist()).encode() if value.dtype.hasobject else value.tobytes()
+    elif hasattr(value, "__qualname__"):
+        return value.__qualname__
+    elif hasattr(value, "__dict__"):
+        public = {k: v for k, v in vars(value).items() if not k.startswith("_")}
+        settings = {k: v for k, v in public.items() if isinstance(v, int | float | str | Tensor)}
+        return f"{type(value).__name__} {fingerprint(settings)}"
+    else:
+        return str(value)
+    return hashlib.sha256(f"{list(value.shape)} {value.dtype}".encode() + content).hexdigest()
 
 
 def _row_arguments(rows: Sequence[int], lengths: Sequence[int | None]) -> tuple[bool, ...]:

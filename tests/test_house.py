@@ -15,6 +15,7 @@ import pyro_lvm
 PACKAGE = Path(pyro_lvm.__file__).parent
 
 ORDER = (
+    "version",
     "checks",
     "randomness",
     "files",

@@ -9,6 +9,8 @@ import pyro
 import torch
 
 from pyro_lvm import files
+from pyro_lvm.data import fingerprint
+from pyro_lvm.version import __version__
 
 
 class Checkpoint:
@@ -16,15 +18,16 @@ class Checkpoint:
 
     Args:
         path: Where to keep it.
-        fingerprint: What the fit is: shapes, data, options, versions, as strings by name.
+        what: What the fit is: shapes, data, options by name.
 
     Raises:
         ValueError: if the file exists and belongs to another fit; its message says in what they differ.
     """
 
-    def __init__(self, path: Path, fingerprint: dict[str, str]) -> None:
+    def __init__(self, path: Path, what: dict[str, Any]) -> None:
         self.path = path
-        self.fingerprint = fingerprint | {"torch": str(torch.__version__), "pyro": pyro.__version__}
+        versions = {"pyro_lvm": __version__, "torch": torch.__version__, "pyro": pyro.__version__}
+        self.fingerprint = {name: fingerprint(value) for name, value in (what | versions).items()}
         self.state: dict[str, Any] | None = None
         if path.exists():
             keys = ["fingerprint", "loop", "losses", "validation", "seconds", "finished"]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pyro.infer import ELBO
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from pyro_lvm import files, randomness
@@ -72,7 +73,9 @@ def fit(
         callbacks: Called every ``every`` steps with a :class:`FitState`; a true answer stops the fit.
         every: Steps between validations, callbacks and checkpoints.
         validation: Held-out data, a tuple like ``data`` or one array; its loss is recorded every ``every`` steps.
-        checkpoint: A file that makes the fit survive its process; a call like the first continues it.
+        checkpoint: A file that makes the fit survive its process; a call like the first continues it. Data and options
+            are compared with those of the first call, but not the bodies of model and guide: delete the file when
+            you edit them.
         init: Constrained starting values by name, or a result whose parameters to start from.
         seed: Fixes every random choice.
         device: Where to compute; where the data and modules are, if None.
@@ -136,22 +139,23 @@ def fit(
         loop = EagerLoop(objective, start, batches, total, optim, scheduler, clip)
         kept = None
         if path is not None:
-            fingerprint: dict[str, Any] = {
+            what: dict[str, Any] = {
                 "model": _name(model),
                 "guide": _name(program.guide),
-                "elbo": _plain(objective.elbo),
-                "optim": f"{_plain(loop.optimizer)} {loop.optimizer.defaults}",
-                "scheduler": None if loop.scheduler is None else _plain(loop.scheduler),
-                "data": f"loader of {total} rows" if loader is not None else tensors.fingerprint(),
-                "sample_weight": Data((weight,)).fingerprint(),
-                "validation": Data(held_out or ()).fingerprint(),
-                "init": {name: Data((v,)).fingerprint() for name, v in initial.items()},
+                "elbo": objective.elbo,
+                "optim": [loop.optimizer, _groups(loop.optimizer), getattr(optim, "pt_clip_args", None)],
+                "scheduler": loop.scheduler,
+                "data": tensors.args,
+                "loader": None if loader is None else f"{total} rows",
+                "sample_weight": weight,
+                "validation": held_out,
+                "init": initial,
                 "shapes": {name: list(v.shape) for name, v in start.items()},
-                "model_kwargs": dict(model_kwargs or {}),
+                "model_kwargs": model_kwargs or {},
             }
-            fingerprint |= {"num_steps": num_steps, "batch_size": batch_size, "clip": clip, "every": every}
-            fingerprint |= {"plate": plate, "rows": rows, "num_rows": num_rows, "seed": seed, "device": device}
-            kept = Checkpoint(path, {name: str(value) for name, value in fingerprint.items()})
+            what |= {"num_steps": num_steps, "batch_size": batch_size, "clip": clip, "every": every}
+            what |= {"plate": plate, "rows": rows, "num_rows": num_rows, "seed": seed, "device": device}
+            kept = Checkpoint(path, what)
         return Run(objective, loop, held_out, num_steps, every, list(callbacks), kept, seed).finish(progress)
 
 
@@ -238,7 +242,6 @@ def _name(thing: Any) -> str:
     return getattr(thing, "__qualname__", type(thing).__qualname__)
 
 
-def _plain(thing: Any) -> str:
-    """A class and its plain settings, as text that is the same in every process."""
-    settings = {k: v for k, v in vars(thing).items() if isinstance(v, int | float | str | bool)}
-    return f"{type(thing).__name__} {settings}"
+def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The settings of each parameter group, with shapes in place of the parameters."""
+    return [group | {"params": [list(p.shape) for p in group["params"]]} for group in optimizer.param_groups]

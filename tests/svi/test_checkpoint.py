@@ -14,9 +14,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_lvm as lvm
 from pyro_lvm import files
+from pyro_lvm.svi import checkpoint
 
 SCRIPT = """
 import os, time
@@ -233,10 +235,49 @@ def test_another_fit_is_refused_by_name(tmp_path, what):
         fit(tmp_path / "c", data, **options)
 
 
-def test_other_versions_are_refused_by_name(tmp_path, monkeypatch):
+def grouped(lr):
+    return lambda params: torch.optim.SGD([{"params": params[:1], "lr": lr}, {"params": params[1:]}], lr=0.1)
+
+
+def shifted(last):
+    shift = torch.zeros(5000)  # of which str shows the ends alone
+    shift[2500] = last
+    return {"model": lambda x, shift: model(x, shift[2500]), "model_kwargs": {"shift": shift}}
+
+
+@pytest.mark.parametrize(
+    ("what", "first", "second"),
+    [
+        ("model_kwargs", shifted(0.0), shifted(1.0)),
+        ("optim", {"optim": grouped(0.1)}, {"optim": grouped(0.2)}),
+        *[
+            ("optim", {"optim": pyro.optim.SGD({"lr": 0.1}, one)}, {"optim": pyro.optim.SGD({"lr": 0.1}, other)})
+            for one, other in [({}, {"clip_norm": 1.0}), ({"clip_value": 1.0}, {"clip_value": 2.0})]
+        ],
+    ],
+)
+def test_what_differs_inside_an_option_is_seen(tmp_path, what, first, second):
+    fit(tmp_path / "c", **first)
+    fit(tmp_path / "c", **first)
+    with pytest.raises(ValueError, match=rf"belongs to another fit \({what} was "):
+        fit(tmp_path / "c", **second)
+
+
+def test_other_rows_of_a_loader_are_seen(tmp_path):
+    def loader(x):
+        return DataLoader(TensorDataset(x), batch_size=2)
+
+    fit(tmp_path / "c", loader(X))
+    fit(tmp_path / "c", loader(X))
+    with pytest.raises(ValueError, match=r"belongs to another fit \(data was "):
+        fit(tmp_path / "c", loader(X + 1))
+
+
+@pytest.mark.parametrize(("name", "owner"), [("torch", torch), ("pyro", pyro), ("pyro_lvm", checkpoint)])
+def test_other_versions_are_refused_by_name(tmp_path, monkeypatch, name, owner):
     fit(tmp_path / "c")
-    monkeypatch.setattr(torch, "__version__", "1.0")
-    with pytest.raises(ValueError, match=r"torch was 2.*, is 1\.0"):
+    monkeypatch.setattr(owner, "__version__", "7.0")
+    with pytest.raises(ValueError, match=rf"\({name} was .*, is 7\.0"):
         fit(tmp_path / "c")
 
 
