@@ -23,7 +23,7 @@ from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
-from pyro_lvm.sites import Sites
+from pyro_lvm.sites import Site, Sites, sample_sites
 
 _NAMED: dict[str, type[AutoGuide]] = {
     "mean_field": AutoNormal,
@@ -92,11 +92,47 @@ def couples_rows(guide: Callable, local: Collection[str]) -> bool:
     return joint and not guide.prototype_trace.nodes.keys().isdisjoint(local)  # type: ignore[attr-defined]
 
 
-def is_point(guide: Callable) -> bool:
-    """Whether a guide is a point and has no density."""
+def points(guide: Callable, trace: poutine.Trace, latent: Collection[str]) -> list[str]:
+    """The latent sites that a guide puts at a point, where it has no density.
+
+    A value that follows from an auxiliary draw is no point: its ``Delta`` carries the Jacobian, the draw the density.
+
+    Args:
+        guide: The guide.
+        trace: A trace of it.
+        latent: The latent sites of the model.
+    """
     if isinstance(guide, AutoGuideList):
-        return all(map(is_point, guide))
-    return isinstance(guide, AutoDelta)
+        return [name for part in guide for name in points(part, trace, _own(part, latent))]
+    fixed = [name for name in latent if _is_delta(trace.nodes[name])]
+    moved = any(not _is_delta(site) for site in _auxiliary(trace).values())
+    return [] if moved and not isinstance(guide, AutoDelta) else fixed
+
+
+def lacks_density(guide: Callable, trace: poutine.Trace, latent: Collection[str]) -> str:
+    """Why the draws of a guide have no density q(z) to divide by; empty if they have one."""
+    fixed = points(guide, trace, latent)
+    if fixed:
+        return f"the guide puts {fixed[0]!r} at a point, as a MAP fit does, and has no density there"
+    extra = _auxiliary(trace)
+    if extra and not any(_is_delta(trace.nodes[name]) for name in latent):
+        return f"the guide draws {next(iter(extra))!r} besides the latents of the model, whose density is then unknown"
+    return ""
+
+
+def _own(part: Callable, latent: Collection[str]) -> list[str]:
+    return [name for name in latent if name in part.prototype_trace.nodes]  # type: ignore[attr-defined]
+
+
+def _auxiliary(trace: poutine.Trace) -> dict[str, Site]:
+    return {name: site for name, site in sample_sites(trace).items() if site["infer"].get("is_auxiliary")}
+
+
+def _is_delta(site: Site) -> bool:
+    fn = site["fn"]
+    while hasattr(fn, "base_dist") and not isinstance(fn, torch.distributions.TransformedDistribution):
+        fn = fn.base_dist
+    return isinstance(fn, dist.Delta)
 
 
 def distributions(guide: Callable, trace: poutine.Trace, latent: tuple[str, ...]) -> dict[str, dist.Distribution]:
@@ -107,6 +143,8 @@ def distributions(guide: Callable, trace: poutine.Trace, latent: tuple[str, ...]
         trace: A trace of it.
         latent: The latent sites of the model.
     """
+    if isinstance(guide, AutoGuideList):
+        return {n: d for part in guide for n, d in distributions(part, trace, tuple(_own(part, latent))).items()}
     if isinstance(guide, AutoNormal):
         return {name: _pushed(trace.nodes[f"{name}_unconstrained"]["fn"], guide, name) for name in latent}
     if isinstance(guide, AutoDiagonalNormal | AutoMultivariateNormal | AutoLowRankMultivariateNormal):
@@ -129,14 +167,16 @@ def _marginal(joint: dist.Distribution, guide: AutoContinuous, name: str, part: 
     shape = guide._unconstrained_shapes[name]
     site = guide.prototype_trace.nodes[name]
     event_dim = site["fn"].event_dim + len(shape) - site["value"].dim()
+    batch, event = shape[: len(shape) - event_dim], shape[len(shape) - event_dim :]
     if event_dim == 0 or isinstance(joint, dist.Independent):
-        normal = dist.Normal(joint.mean[part], joint.variance[part].sqrt())
-        base = dist.Normal(normal.loc.reshape(shape), normal.scale.reshape(shape)).to_event(event_dim)
+        base = dist.Normal(joint.mean[part].reshape(shape), joint.stddev[part].reshape(shape)).to_event(event_dim)
     else:
-        base = dist.MultivariateNormal(joint.mean[part], joint.covariance_matrix[part, part])
-        if event_dim > 1 or len(shape) > 1:
-            to_shape = torch.distributions.transforms.ReshapeTransform(joint.mean[part].shape, shape)
-            base = dist.TransformedDistribution(base, [to_shape])
+        block = torch.arange(part.start, part.stop).reshape(*batch, event.numel())  # of each element of the plates
+        covariance = joint.covariance_matrix[block.unsqueeze(-1), block.unsqueeze(-2)]
+        base = dist.MultivariateNormal(joint.mean[block], covariance)
+        if event_dim > 1:
+            reshape = torch.distributions.transforms.ReshapeTransform(torch.Size([event.numel()]), event)
+            base = dist.TransformedDistribution(base, [reshape])
     return _pushed(base, guide, name)
 
 

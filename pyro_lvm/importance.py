@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_lvm.elbo.contraction import enumerate_model, log_density
-from pyro_lvm.guides import is_point
+from pyro_lvm.guides import lacks_density, points
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
 from pyro_lvm.sites import prior_trace, refuse_random_rows, sample_sites
@@ -36,12 +37,15 @@ class Estimate(NamedTuple):
         return f"{self.value:.2f} +- {self.standard_error:.2g} nats"
 
 
+_WEIGHTS_AT_ONCE = 10_000_000
+
+
 def log_weights(
     program: Program, values: Values, args: tuple[Any, ...], num_draws: int, proposal: str = "guide"
-) -> tuple[Tensor, Tensor | None]:
-    """log p(x, z) - log q(z) for draws of z, enumerated sites summed out.
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """log p(x, z) - log q(z) for draws of z, enumerated sites summed out, a bounded number of draws at a time.
 
-    Returns:
+    Yields:
         What lies outside the row plate, ``[S]``, and each row's share, ``[S, N]`` (None without a row plate).
     """
     sites, kwargs = program.sites, program.model_kwargs
@@ -67,18 +71,30 @@ def log_weights(
                 rows = rows - log_q.movedim(dim, 0).flatten(1).sum(1) if log_q.dim() > 1 else rows - log_q
         return {"outside": outside} if rows is None else {"outside": outside, "rows": rows}
 
-    drawn = repeat(once, num_draws)
-    return drawn["outside"], drawn.get("rows")
+    at_once = max(1, _WEIGHTS_AT_ONCE // max([len(a) for a in args if isinstance(a, Tensor) and a.dim()], default=1))
+    for start in range(0, num_draws, at_once):
+        drawn = repeat(once, min(at_once, num_draws - start))
+        yield drawn["outside"], drawn.get("rows")
 
 
-def log_mean_exp(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """log of the mean of exp over the first dimension, and its standard error by the delta method."""
-    log_weights = log_weights.double()
-    num_draws = len(log_weights)
-    value = log_weights.logsumexp(0) - math.log(num_draws)
-    relative = (log_weights - value).exp()
-    error = relative.std(0) / math.sqrt(num_draws) if num_draws > 1 else torch.zeros_like(value)
-    return value, error
+def log_mean_exp(log_weights: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """log of the mean of exp over the first dimension, and its standard error by the delta method.
+
+    Args:
+        log_weights: Tensors ``[S, ...]``, to be joined along their first dimension.
+
+    Returns:
+        Two tensors of the other dimensions; the error of a single draw is NaN.
+    """
+    num_draws, total, squares = 0, torch.tensor(-torch.inf), torch.tensor(-torch.inf)
+    for part in log_weights:
+        part = part.double()
+        num_draws += len(part)
+        total = torch.logaddexp(total, part.logsumexp(0))
+        squares = torch.logaddexp(squares, (2 * part).logsumexp(0))
+    value = total - math.log(num_draws)
+    variance = ((squares - math.log(num_draws) - 2 * value).exp() - 1).clamp(min=0)  # of the weights over their mean
+    return value, (variance / (num_draws - 1)).sqrt() if num_draws > 1 else torch.full_like(value, torch.nan)
 
 
 def evidence(program: Program, values: Values, args: tuple[Any, ...], num_draws: int, proposal: str) -> Estimate:
@@ -88,46 +104,69 @@ def evidence(program: Program, values: Values, args: tuple[Any, ...], num_draws:
     and added; otherwise the joint weights of all rows are averaged.
 
     Raises:
-        ValueError: for a point guide, which has no density to weight by, and for models that take a random part of
-            their rows by themselves.
+        ValueError: for a guide without a density to weight by, and for models that take a random part of their rows
+            by themselves.
     """
     if proposal not in ("guide", "prior"):
         raise ValueError(f"proposal must be 'guide' or 'prior'; got {proposal!r}")
+    sites = program.sites
     model = program.bind(values, program.model)
     refuse_random_rows(sample_sites(prior_trace(model, *args, **program.model_kwargs)))
-    if not program.sites.latent:
-        outside, rows = log_weights(program, values, args, 1)
-        return Estimate(_total(outside, rows).item(), 0.0)
-    if proposal == "guide" and is_point(program.guide):
-        raise ValueError("a MAP fit is a point and has no density to weight by: use proposal='prior', or another guide")
-    outside, rows = log_weights(program, values, args, num_draws, proposal)
-    separate = set(program.sites.latent) == set(program.sites.local_latent)
-    if rows is not None and separate and not (proposal == "guide" and program.couples_rows):
-        value, error = log_mean_exp(rows)
-        return Estimate((value.sum() + outside[0].double()).item(), error.square().sum().sqrt().item())
-    value, error = log_mean_exp(_total(outside, rows))
+    if not sites.latent:
+        return Estimate(_totals(log_weights(program, values, args, 1)).item(), 0.0)
+    reason = lacks_density(program.guide, _guide_trace(program, values, args), sites.latent)
+    if proposal == "guide" and reason:
+        raise ValueError(f"{reason}: use proposal='prior', or another guide")
+    parts = log_weights(program, values, args, num_draws, proposal)
+    separate = set(sites.latent) == set(sites.local_latent) and not sites.shared_enumerated
+    if separate and not (proposal == "guide" and program.couples_rows):
+        outside = torch.zeros(())
+
+        def rows() -> Iterator[Tensor]:
+            nonlocal outside
+            for part, shares in parts:
+                assert shares is not None
+                outside = part[0].double()  # the same in every draw
+                yield shares
+
+        value, error = log_mean_exp(rows())
+        return Estimate((value.sum() + outside).item(), error.square().sum().sqrt().item())
+    value, error = log_mean_exp([_totals(parts)])
     return Estimate(value.item(), error.item())
 
 
-def _total(outside: Tensor, rows: Tensor | None) -> Tensor:
-    return outside.double() if rows is None else outside.double() + rows.double().sum(-1)
+def _totals(parts: Iterable[tuple[Tensor, Tensor | None]]) -> Tensor:
+    """The joint log-weight of each draw."""
+    return torch.cat([o.double() if rows is None else o.double() + rows.double().sum(-1) for o, rows in parts])
+
+
+def _guide_trace(program: Program, values: Values, args: tuple[Any, ...]) -> poutine.Trace:
+    return poutine.trace(program.bind(values, program.guide)).get_trace(*args, **program.model_kwargs)
 
 
 def score(program: Program, values: Values, args: tuple[Any, ...], num_draws: int) -> Estimate:
     """log p(x_i) of each row: latents outside the row plate averaged over the guide, those inside integrated out.
 
     Raises:
-        ValueError: if the model has no row plate, or the guide draws the latents of all rows jointly.
+        ValueError: if the model has no row plate, if the rows depend on each other through an enumerated site or a
+            guide that draws their latents jointly, and for guides without a density of the rows' latents.
     """
-    if program.sites.row_plate is None:
+    sites = program.sites
+    if sites.row_plate is None:
         raise ValueError(
             "the model has no plate that follows the rows of the data, so that no row has a score of its own"
         )
     if program.couples_rows:
         raise ValueError("this guide draws the latents of all rows jointly, so that no row has a score of its own")
-    if is_point(program.guide) and program.sites.local_latent:
-        raise ValueError("a MAP fit has no density over the rows' latents to integrate them out: use another guide")
-    exact = not program.sites.latent or is_point(program.guide)
-    _, rows = log_weights(program, values, args, 1 if exact else num_draws)
-    assert rows is not None
-    return Estimate(*log_mean_exp(rows))
+    if sites.shared_enumerated:
+        raise ValueError(
+            f"the rows depend on the enumerated site {sites.shared_enumerated[0]!r}: no row has a score of its own"
+        )
+    trace = _guide_trace(program, values, args)
+    reason = lacks_density(program.guide, trace, sites.local_latent) if sites.local_latent else ""
+    if reason:
+        raise ValueError(f"{reason}, so that the rows' latents cannot be integrated out: use another guide")
+    exact = len(points(program.guide, trace, sites.latent)) == len(sites.latent)
+    shares = (rows for _, rows in log_weights(program, values, args, 1 if exact else num_draws) if rows is not None)
+    value, error = log_mean_exp(shares)
+    return Estimate(value, torch.zeros_like(error) if exact else error)

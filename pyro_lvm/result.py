@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_lvm import files, randomness
 from pyro_lvm.checks import check_count, check_model, check_seed
 from pyro_lvm.data import Data
-from pyro_lvm.elbo.contraction import draw_enumerated, enumerate_model, responsibilities
+from pyro_lvm.elbo.contraction import draw_enumerated, enumerate_model, over_support, responsibilities
 from pyro_lvm.guides import distributions
 from pyro_lvm.importance import Estimate, evidence, score
 from pyro_lvm.params import Bound, Values
@@ -76,8 +76,9 @@ class Result:
     def posterior(self, *data: Any, num_draws: int = 1_000) -> dict[str, dist.Distribution]:
         """The posterior of each latent site as a distribution, where there is one in closed form.
 
-        Guide sites come as the guide has them. Enumerated sites come as their responsibilities: exact where the model
-        has no other latents, else averaged over draws of those.
+        Guide sites come as the guide has them. Enumerated sites come with their responsibilities, exact where the model
+        has no other latents, else averaged over draws of those: as a Bernoulli or OneHotCategorical where they are one,
+        else as a Categorical over the places in their support.
 
         Args:
             data: Rows to condition on; the fitted ones, if none are given.
@@ -96,7 +97,8 @@ class Result:
             if program.sites.enumerated:
                 count = num_draws if program.sites.latent else 1
                 means = repeat(lambda: self._responsibilities(args), count)
-                found |= {name: dist.Categorical(probs=p.mean(0)) for name, p in means.items()}
+                sites = sample_sites(prior_trace(self.model, *args, **kwargs))
+                found |= {name: over_support(sites[name]["fn"], p.mean(0)) for name, p in means.items()}
             return found
 
     def predict(self, *inputs: Any, num_draws: int = 1_000, seed: int | None = None) -> Draws:

@@ -61,6 +61,11 @@ class Sites:
         """Latent sites inside the row plate that are not enumerated."""
         return tuple(name for name in self.latent if name in self.local)
 
+    @property
+    def shared_enumerated(self) -> tuple[str, ...]:
+        """Enumerated sites outside the row plate, through which the rows depend on each other."""
+        return tuple(name for name in self.enumerated if name not in self.local)
+
 
 def prior_trace(model: Callable, *args: Any, **kwargs: Any) -> poutine.Trace:
     """One run of the model, latents drawn from the prior, or set to a feasible value where the prior is improper."""
@@ -177,6 +182,8 @@ def refuse_random_rows(sites: dict[str, Site]) -> None:
 class ScaleRows(Messenger):
     """Multiply the log-density of every row by a common scale and by the row's weight.
 
+    The factor is left in ``infer["row_factor"]`` too, and what other scales there were in ``infer["scale_within"]``.
+
     Args:
         sites: What is known of the model; guide sites count by the name of the plate, or of the model's local latents.
         scale: The common factor, N / B for a minibatch.
@@ -194,6 +201,7 @@ class ScaleRows(Messenger):
         assert self.sites.row_plate is not None
         in_plate = any(f.name == self.sites.row_plate.name for f in msg["cond_indep_stack"])
         if in_plate or msg["name"] in self.sites.local_latent:
+            msg["infer"] = {**msg["infer"], "scale_within": msg["scale"], "row_factor": self.factor}
             msg["scale"] = msg["scale"] * self.factor
 
 

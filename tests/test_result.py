@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer import SVI, Predictive, Trace_ELBO
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoLaplaceApproximation, AutoNormal
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -601,9 +601,9 @@ def test_wrong_arguments_of_methods_are_explained(result, what):
 
 
 def test_a_point_has_no_density_to_weight_by(point):
-    with pytest.raises(ValueError, match=r"a MAP fit is a point .*proposal='prior'"):
+    with pytest.raises(ValueError, match=r"the guide puts 'z' at a point, as a MAP fit does.*proposal='prior'"):
         point.evidence()
-    with pytest.raises(ValueError, match="a MAP fit has no density"):
+    with pytest.raises(ValueError, match=r"as a MAP fit does.*cannot be integrated out"):
         point.score()
     assert near(point.evidence(4000, proposal="prior"), LOCAL_SCORES.sum())
 
@@ -726,3 +726,165 @@ def test_a_start_from_data_sees_all_rows():
     x = torch.arange(10.0)
     result = lvm.fit(Centred(), None, x, batch_size=2, num_steps=1, optim=1e-6, progress=False)
     assert result.params["loc"].item() == pytest.approx(4.5, abs=1e-4)
+
+
+# A global enumerated site under which all rows lie: k ~ Bernoulli(1/2), a_i ~ N(3k, 1).
+def switched(a):
+    k = pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+    loc = pyro.param("loc", torch.tensor(3.0))
+    with pyro.plate("rows", len(a)):
+        pyro.sample("a", dist.Normal(loc * k, 1.0), obs=a)
+
+
+def test_rows_under_a_shared_enumerated_site_have_evidence_but_no_score():
+    result = still(switched, None, X)
+    each = torch.stack([dist.Normal(mean, 1.0).log_prob(X).sum() for mean in (0.0, result.params["loc"])])
+    assert result.evidence().value == pytest.approx((each.logsumexp(0) - math.log(2)).item(), abs=1e-4)
+    assert result.posterior()["k"].probs.item() == pytest.approx(each.softmax(0)[1].item(), abs=1e-5)
+    with pytest.raises(ValueError, match="the rows depend on the enumerated site 'k': no row has a score of its own"):
+        result.score()
+    with pytest.raises(ValueError, match="sample_weight: the enumerated site 'k' lies outside the row plate"):
+        lvm.fit(switched, None, X, sample_weight=torch.ones(len(X)), num_steps=1, progress=False)
+
+
+def test_the_evidence_with_local_latents_under_a_shared_enumerated_site():
+    def model(x):
+        k = pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(3.0 * k, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("slope", torch.tensor(0.7)) * x, 1.5))
+
+    x = torch.tensor([0.4, 2.0])
+    each = torch.stack([dist.Normal(mean, math.sqrt(2.0)).log_prob(x).sum() for mean in (0.0, 3.0)])
+    assert near(still(model, guide, x).evidence(20_000), each.logsumexp(0) - math.log(2))
+
+
+def two_means(x):
+    mu, nu = (pyro.sample(name, dist.Normal(0.0, 1.0)) for name in ("mu", "nu"))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.Normal(mu + nu, 1.0), obs=x)
+
+
+def partly_a_point(x):
+    pyro.sample("mu", dist.Normal(pyro.param("m", torch.tensor(0.0)), 0.5))
+    pyro.sample("nu", dist.Delta(pyro.param("n", torch.tensor(0.1))))
+
+
+def mixed_list():
+    guide = AutoGuideList(two_means)
+    guide.append(AutoNormal(poutine.block(two_means, expose=["mu"])))
+    guide.append(AutoDelta(poutine.block(two_means, expose=["nu"])))
+    return guide
+
+
+@pytest.mark.parametrize(
+    "guide, site",
+    [(partly_a_point, "nu"), (mixed_list(), "nu"), (AutoLaplaceApproximation(two_means), "mu")],
+    ids=["by hand", "in a list", "laplace"],
+)
+def test_a_guide_with_a_point_has_no_evidence(guide, site):
+    result = lvm.fit(two_means, guide, X, num_steps=2, progress=False)
+    with pytest.raises(ValueError, match=f"the guide puts '{site}' at a point"):
+        result.evidence()
+    assert torch.isfinite(result.score(num_draws=10).value).all()
+
+
+def test_a_guide_with_draws_of_its_own_has_no_evidence():
+    def auxiliary(x):
+        pyro.sample("a", dist.Categorical(torch.ones(4)), infer={"is_auxiliary": True})
+        exact_guide(x)
+
+    result = lvm.fit(conjugate, auxiliary, X, num_steps=2, progress=False)
+    with pytest.raises(ValueError, match="the guide draws 'a' besides the latents of the model"):
+        result.evidence()
+
+
+@pytest.mark.parametrize("guide", ["mean_field", "full_rank", "low_rank"])
+def test_marginals_in_a_plate_do_not_depend_on_the_guide(guide):
+    def model():
+        with pyro.plate("groups", 4):
+            pyro.sample("p", dist.Dirichlet(torch.ones(3)))
+            pyro.sample("s", dist.HalfNormal(1.0))
+
+    result = lvm.fit(model, guide, num_steps=3, progress=False)
+    posterior = result.posterior()
+    draws = result.sample(4_000)
+    for name, event in (("p", (3,)), ("s", ())):
+        marginal = posterior[name]
+        assert (tuple(marginal.batch_shape), tuple(marginal.event_shape)) == ((4,), event)
+        torch.manual_seed(0)
+        own = marginal.sample((4_000,))
+        error = ((own.var(0) + draws[name].var(0)) / 4_000).sqrt()
+        assert ((own.mean(0) - draws[name].mean(0)).abs() < 4 * error).all()
+
+
+def test_a_list_of_guides_gives_the_distributions_of_its_parts():
+    posterior = lvm.fit(two_means, mixed_list(), X, num_steps=2, progress=False).posterior()
+    assert isinstance(posterior["mu"], dist.Normal)
+    assert isinstance(posterior["nu"], dist.Delta)
+
+
+@pytest.mark.parametrize("kind", ["one-hot", "binary"])
+def test_enumerated_sites_of_other_kinds_than_categorical(kind):
+    locs = torch.tensor([-1.0, 2.0])
+
+    def model(x):
+        base = pyro.param("base", torch.tensor(0.0))
+        with pyro.plate("rows", len(x)):
+            if kind == "one-hot":
+                z = pyro.sample("z", dist.OneHotCategorical(torch.tensor([0.3, 0.7])), infer={"enumerate": "parallel"})
+                loc = (z * locs).sum(-1)
+            else:
+                z = pyro.sample("z", dist.Bernoulli(0.7), infer={"enumerate": "parallel"})
+                loc = -1.0 + 3.0 * z
+            pyro.sample("x", dist.Normal(base + loc, 1.0), obs=x)
+
+    result = still(model, None, X)
+    joint = torch.tensor([0.3, 0.7]).log() + dist.Normal(result.params["base"] + locs, 1.0).log_prob(X[:, None])
+    right = joint.softmax(-1)
+    posterior, draws = result.posterior()["z"], result.sample(4_000)["z"]
+    expected = right if kind == "one-hot" else right[:, 1]
+    assert type(posterior) is (dist.OneHotCategorical if kind == "one-hot" else dist.Bernoulli)
+    assert torch.allclose(posterior.probs, expected, atol=1e-5)
+    assert draws.shape == (4_000, *expected.shape)
+    assert ((draws.mean(0) - expected).abs() < 4 * (expected * (1 - expected) / 4_000).sqrt() + 1e-3).all()
+    assert result.predict(num_draws=3)["x"].shape == (3, len(X))
+
+
+def test_a_latent_of_the_guide_that_depends_on_an_enumerated_site():
+    locs = torch.tensor([-1.0, 2.0])
+
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.3, 0.7])), infer={"enumerate": "parallel"})
+            e = pyro.sample("e", dist.Normal(locs[z], 1.0))
+            pyro.sample("x", dist.Normal(e, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("e", dist.Normal(pyro.param("slope", torch.tensor(0.8)) * x, 1.3))
+
+    result = still(model, guide, X)
+    mixture = torch.tensor([0.3, 0.7]).log() + dist.Normal(locs, math.sqrt(2.0)).log_prob(X[:, None])
+    assert near(result.score(num_draws=20_000), mixture.logsumexp(-1))
+    assert near(result.evidence(20_000), mixture.logsumexp(-1).sum())
+    assert result.sample(5)["z"].shape == (5, len(X))
+
+
+def test_a_single_draw_has_no_standard_error():
+    result = still(conjugate, wide_guide, X)
+    assert math.isnan(result.evidence(1).standard_error)
+    assert result.score(num_draws=1).standard_error.isnan().all()
+
+
+def test_weights_of_many_rows_are_averaged_in_parts(monkeypatch):
+    result = still(local, local_guide, X)
+    whole = result.evidence(500)
+    monkeypatch.setattr("pyro_lvm.importance._WEIGHTS_AT_ONCE", 7 * len(X))
+    parts = result.evidence(500)
+    assert near(parts, LOCAL_SCORES.sum())
+    assert parts.standard_error == pytest.approx(whole.standard_error, rel=0.3, abs=1e-6)

@@ -11,6 +11,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from pyro_lvm.guides import lacks_density
 from pyro_lvm.result import Draws, Result
 from pyro_lvm.sites import RowPlate, Site, Uncondition, refuse_random_rows, sample_sites
 from pyro_lvm.vectorize import repeat
@@ -25,7 +26,8 @@ class EvaluatedDraws(NamedTuple):
         log_likelihood: log p of each observed site, ``[S, N]`` inside the row plate and ``[S]`` outside it; without a
             row plate ``[S, ...]``, a number for each element of the site's batch.
         log_joint: log p of all sites together, ``[S]``.
-        log_guide: log q of what the guide drew, ``[S]``; 0 where it has no density.
+        log_guide: log q of what the guide drew, ``[S]``.
+        lacks_density: Why ``log_guide`` is no density of the latents; empty if it is.
         sites: The model's sites at the first draw. Each value has all dimensions of its plates.
     """
 
@@ -34,6 +36,7 @@ class EvaluatedDraws(NamedTuple):
     log_likelihood: Draws
     log_joint: Tensor
     log_guide: Tensor
+    lacks_density: str
     sites: dict[str, Site]
 
 
@@ -81,7 +84,10 @@ def evaluate(result: Result, num_draws: int, seed: int | None) -> EvaluatedDraws
         refuse_random_rows(sites)
         observed = program.sites.observed
         drawn, predictions, log_likelihood, log_joint = repeat(describe, num_draws, values)
-        return EvaluatedDraws(drawn, predictions, log_likelihood, log_joint, log_guide, sites)
+        with torch.no_grad():
+            reason = lacks_density(program.guide, result._latents(args)[1], program.sites.latent)
+        reason = reason if program.sites.latent else "the guide draws no site"
+        return EvaluatedDraws(drawn, predictions, log_likelihood, log_joint, log_guide, reason, sites)
 
 
 def _run_sites(trace: poutine.Trace) -> dict[str, Site]:

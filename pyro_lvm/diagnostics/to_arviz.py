@@ -15,7 +15,6 @@ from pyro_lvm.checks import check_count
 from pyro_lvm.diagnostics.arviz_versions import Variable, assemble
 from pyro_lvm.diagnostics.dims import SAMPLE_DIMS, Axis, DimNames, axes, check_coords
 from pyro_lvm.diagnostics.draws import EvaluatedDraws, evaluate
-from pyro_lvm.guides import is_point
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
 from pyro_lvm.sites import Site
@@ -93,7 +92,7 @@ def to_arviz(
     library = {"inference_library": "pyro_lvm", "inference_library_version": sys.modules["pyro_lvm"].__version__}
     attrs = {group: dict(library) for group in groups}
     if "log_q" not in groups["sample_stats"]:
-        attrs["sample_stats"]["log_q"] = f"left out: {_why_no_density(program)}"
+        attrs["sample_stats"]["log_q"] = f"left out: {drawn.lacks_density}"
     return assemble(groups, checked, attrs)
 
 
@@ -101,7 +100,7 @@ def _groups(
     program: Program, drawn: EvaluatedDraws, constant: dict[str, tuple[list[Axis], np.ndarray]], names: DimNames
 ) -> dict[str, dict[str, Variable]]:
     of_site = {name: names(name, axes(drawn.sites[name])) for name in (*drawn.values, *drawn.predictions)}
-    stats = {"lp": drawn.log_joint} | ({} if _why_no_density(program) else {"log_q": drawn.log_guide})
+    stats = {"lp": drawn.log_joint} | ({} if drawn.lacks_density else {"log_q": drawn.log_guide})
     groups = {
         "posterior": {n: _draws(of_site[n], v) for n, v in drawn.values.items()},
         "posterior_predictive": {n: _draws(of_site[n], v) for n, v in drawn.predictions.items()},
@@ -129,12 +128,6 @@ def _dims_of_log_likelihood(program: Program, site: Site, dims: list[str]) -> li
     if plate is None:
         return batch
     return [batch[plate.dim]] if any(f.name == plate.name for f in site["cond_indep_stack"]) else []
-
-
-def _why_no_density(program: Program) -> str:
-    if not program.sites.latent:
-        return "the guide draws no site"
-    return "a MAP fit is a point and has no density" if is_point(program.guide) else ""
 
 
 def _constant_data(program: Program, observed: list[Site]) -> dict[str, tuple[list[Axis], np.ndarray]]:

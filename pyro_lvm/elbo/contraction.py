@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.ops import packed
@@ -24,37 +25,49 @@ def enumerate_model(
     model: Callable, args: Sequence[Any], kwargs: dict[str, Any], max_plate_nesting: int, replay: poutine.Trace | None
 ) -> poutine.Trace:
     """A trace of the model with its enumerated sites in parallel and the others as in ``replay``."""
-    if replay is not None:
+    model = EnumMessenger(first_available_dim=-1 - max_plate_nesting)(model)
+    if replay is not None:  # outside: what it replaces must still learn of the enumerated dimensions
         model = poutine.replay(model, trace=replay)
-    with EnumMessenger(first_available_dim=-1 - max_plate_nesting):
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
+    trace = poutine.trace(model).get_trace(*args, **kwargs)
     trace = prune_subsample_sites(trace)
     trace.compute_log_prob()
     trace.pack_tensors()
     return trace
 
 
-def log_density(trace: poutine.Trace, row_plate: RowPlate | None) -> tuple[Tensor, Tensor | None]:
-    """Unscaled log p of a trace, in nats: what lies outside the row plate, and each row's share.
+def log_density(trace: poutine.Trace, row_plate: RowPlate | None, scaled: bool = False) -> tuple[Tensor, Tensor | None]:
+    """log p of a trace, in nats: what lies outside the row plate, and each row's share.
 
     Args:
         trace: A trace from :func:`enumerate_model`.
         row_plate: The row plate, or None.
+        scaled: Whether ``poutine.scale`` counts. The rows' common factor and weights never do.
 
     Returns:
-        A scalar, and a tensor ``[N]`` (None without a row plate).
+        A scalar, and a tensor ``[N]`` (None without a row plate). Rows that share an enumerated site outside the row
+        plate have no share of their own: they are in the scalar.
+
+    Raises:
+        ValueError: if sites that share an enumerated site have different scales.
     """
-    factors, sum_dims = _factors(trace)
+    terms, sum_dims = _terms(trace)
+    mixed = [term for term in terms if not sum_dims.isdisjoint(term.log_prob._pyro_dims)]
+    plain = [term for term in terms if sum_dims.isdisjoint(term.log_prob._pyro_dims)]
+    common = _common_scale(mixed) if scaled else 1.0
+    shares = [(plates, log_prob, scale if scaled else 1.0) for plates, log_prob, scale in plain]
+    for plates, contracted in contract_tensor_tree(_by_plates(mixed), sum_dims, ring=_ring()).items():
+        shares += [(plates, log_prob, common) for log_prob in contracted]
+
     row = trace.plate_to_symbol.get(row_plate.name) if row_plate is not None else None
     outside = torch.zeros(())
     rows: Tensor | None = None
-    for ordinal, terms in contract_tensor_tree(factors, sum_dims, ring=_ring()).items():
-        for term in terms:
-            if row is not None and row in ordinal:
-                part = _sum_all_but(term, row)
-                rows = part if rows is None else rows + part
-            else:
-                outside = outside + term.sum()
+    for plates, log_prob, scale in shares:
+        if row is None or row not in plates:
+            outside = outside + log_prob.sum() * scale
+            continue
+        others = [i for i, d in enumerate(log_prob._pyro_dims) if d != row]
+        share = (log_prob.sum(others) if others else log_prob) * scale
+        rows = share if rows is None else rows + share
     if rows is not None and rows.dim() == 0:
         rows = rows.reshape(1)  # packing drops the dimension of a single row
     return outside, rows
@@ -86,14 +99,21 @@ def responsibilities(trace: poutine.Trace) -> dict[str, Tensor]:
     return result
 
 
+def over_support(fn: dist.Distribution, probs: Tensor) -> dist.Distribution:
+    """The distribution of an enumerated site, given the probability of each place in its support (last dimension)."""
+    if isinstance(fn, dist.Bernoulli):
+        return dist.Bernoulli(probs=probs[..., 1])
+    if isinstance(fn, dist.OneHotCategorical):
+        return dist.OneHotCategorical(probs=probs)
+    return dist.Categorical(probs=probs)
+
+
 def draw_enumerated(trace: poutine.Trace) -> dict[str, Tensor]:
     """One joint draw of the enumerated sites given all other sites: each from its posterior given those before it."""
-    all_factors, sum_dims = _factors(trace)
+    terms, sum_dims = _terms(trace)
     # packing has dropped the dimensions of plates of size 1, for which the contraction would look
-    present = {dim for terms in all_factors.values() for term in terms for dim in term._pyro_dims}
-    factors: OrderedDict[frozenset[str], list[Packed]] = OrderedDict()
-    for ordinal, terms in all_factors.items():
-        factors.setdefault(ordinal & present, []).extend(terms)
+    present = {dim for term in terms for dim in term.log_prob._pyro_dims}
+    factors = _by_plates([term._replace(plates=term.plates & present) for term in terms])
     draws = {}
     for name, site in _enumerated_sites(trace).items():
         symbol, plates = site["infer"]["_enumerate_symbol"], present & _plates(trace, site).keys()
@@ -102,13 +122,14 @@ def draw_enumerated(trace: poutine.Trace) -> dict[str, Tensor]:
         )
         logits = _support_last(trace, site, logits, logits._pyro_dims)
         index = torch.distributions.Categorical(logits=logits).sample()
-        draws[name] = site["fn"].enumerate_support(expand=False).reshape(-1)[index]
+        support = site["fn"].enumerate_support(expand=False)
+        draws[name] = support.reshape(len(support), *site["fn"].event_shape)[index]
         if symbol in sum_dims:
             packed_index = packed.pack(index, site["infer"]["_dim_to_symbol"])
-            for terms in factors.values():
-                for i, term in enumerate(terms):
+            for packed_terms in factors.values():
+                for i, term in enumerate(packed_terms):
                     if symbol in term._pyro_dims:
-                        terms[i] = packed.gather(term, packed_index, symbol)
+                        packed_terms[i] = packed.gather(term, packed_index, symbol)
             sum_dims = sum_dims - {symbol}
     return draws
 
@@ -135,24 +156,44 @@ def _support_last(trace: poutine.Trace, site: Site, tensor: Tensor, dims: str) -
     return tensor.expand([full.get(d, 1) for d in range(-nesting, 0)] + [size])
 
 
-def _factors(trace: poutine.Trace) -> tuple[OrderedDict[frozenset[str], list[Packed]], set[str]]:
-    """Masked, unscaled log-densities by the plates that they lie in, and the symbols of the enumerated dimensions."""
-    factors: OrderedDict[frozenset[str], list[Packed]] = OrderedDict()
-    plates, dims = set(trace.plate_to_symbol.values()), set()
+class _Term(NamedTuple):
+    """The masked, unscaled log-density of a site: packed, with the symbols of its plates, and its scale."""
+
+    plates: frozenset[str]
+    log_prob: Packed
+    scale: Any
+
+
+def _terms(trace: poutine.Trace) -> tuple[list[_Term], set[str]]:
+    """The terms of all sites, and the symbols of the enumerated dimensions."""
+    terms = []
     for site in sample_sites(trace).values():
-        term = packed.scale_and_mask(site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"])
-        ordinal = frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
-        factors.setdefault(ordinal, []).append(term)
-        dims.update(term._pyro_dims)
-    return factors, dims - plates
+        log_prob = packed.scale_and_mask(site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"])
+        terms.append(_Term(frozenset(_plates(trace, site)), log_prob, site["infer"].get("scale_within", site["scale"])))
+    dims = {d for term in terms for d in term.log_prob._pyro_dims}
+    return terms, dims - set(trace.plate_to_symbol.values())
+
+
+def _by_plates(terms: list[_Term]) -> OrderedDict[frozenset[str], list[Packed]]:
+    factors: OrderedDict[frozenset[str], list[Packed]] = OrderedDict()
+    for term in terms:
+        factors.setdefault(term.plates, []).append(term.log_prob)
+    return factors
+
+
+def _common_scale(terms: list[_Term]) -> Any:
+    """The scale of terms that are summed out together, which stands outside their sum."""
+    scales = [term.scale for term in terms]
+    if any(scale is not scales[0] and not _equal_numbers(scale, scales[0]) for scale in scales):
+        raise ValueError("sites that depend on an enumerated site must share one poutine.scale, and these differ")
+    return scales[0] if scales else 1.0
+
+
+def _equal_numbers(a: Any, b: Any) -> bool:
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
 
 
 def _ring() -> LogRing:
     ring = LogRing()
     ring._backend = "pyro_lvm.elbo.log_einsum"
     return ring
-
-
-def _sum_all_but(term: Packed, symbol: str) -> Tensor:
-    others = [i for i, d in enumerate(term._pyro_dims) if d != symbol]
-    return term.sum(others) if others else term

@@ -24,9 +24,18 @@ class WeightedTraceEnum_ELBO(TraceEnum_ELBO):
     Args:
         program: The model and guide.
         num_particles: Draws from the guide.
+
+    Raises:
+        ValueError: if an enumerated site lies outside the row plate, or a guide site is not reparametrised.
     """
 
     def __init__(self, program: Program, num_particles: int = 1) -> None:
+        shared = program.sites.shared_enumerated
+        if shared:
+            raise ValueError(
+                f"sample_weight: the enumerated site {shared[0]!r} lies outside the row plate, so that rows have no "
+                "evidence of their own to weight: repeat the rows instead"
+            )
         super().__init__(num_particles=num_particles, max_plate_nesting=program.max_plate_nesting)
         self.program = program
 
@@ -37,7 +46,7 @@ class WeightedTraceEnum_ELBO(TraceEnum_ELBO):
             drawn = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
             self._check(drawn)
             trace = enumerate_model(model, args, kwargs, self.max_plate_nesting, drawn)
-            outside, rows = log_density(trace, self.program.sites.row_plate)
+            outside, rows = log_density(trace, self.program.sites.row_plate, scaled=True)
             drawn.compute_log_prob()
             for name, site in sample_sites(drawn).items():
                 if self.program.row_dim(name, site) is None:
@@ -54,8 +63,9 @@ class WeightedTraceEnum_ELBO(TraceEnum_ELBO):
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
     def _factor(self, trace: poutine.Trace) -> Tensor:
-        name = next(n for n in self.program.sites.local if n in trace.nodes)
-        return torch.as_tensor(trace.nodes[name]["scale"]).reshape(-1)
+        """What each row counts, which the handler of the rows has left at every site of the row plate."""
+        infer = next(trace.nodes[name]["infer"] for name in self.program.sites.local if name in trace.nodes)
+        return torch.as_tensor(infer.get("row_factor", 1.0)).reshape(-1)
 
     @staticmethod
     def _check(drawn: poutine.Trace) -> None:
