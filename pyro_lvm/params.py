@@ -12,12 +12,13 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
-from torch.func import functional_call
+from torch.nn.parameter import is_lazy
 
 from pyro_lvm.modules import Sealed, reachable_modules
 from pyro_lvm.statements import Bind, Statements, local_params
 
 Values = Mapping[str, Tensor]
+Place = tuple[dict[str, Any], str]  # the tensors of a module by name, and a name
 
 
 class Parameters:
@@ -44,21 +45,22 @@ class Parameters:
         found += [("pyro.module", name, m) for name, m in statements.modules.items()]
         self.constraints: dict[str, constraints.Constraint] = dict(statements.constraints)
         self._start: dict[str, Tensor] = dict(statements.unconstrained)
-        self._in_module: dict[str, str] = {}
-        self._holder = _Holder()
-        self._reached = [module for _, _, module in found]
+        self.modules = list({id(module): module for _, _, module in found}.values())
+        self._places: dict[str, list[Place]] = {}  # of every tensor in the modules, for one tensor may have several
+        self._in_module: set[str] = set()
+        places = _places_by_tensor(self.modules)
         owned = {id(t) for t in statements.unconstrained.values()}
         for role, prefix, module in found:
             own = [(path, p) for path, p in module.named_parameters() if id(p) not in owned and p.requires_grad]
             if not any(id(p) in used for _, p in own):
                 continue
-            self._holder.members.append(module)
             for path, tensor in own:
                 owned.add(id(tensor))
                 name, constraint = _public_name(module, path)
                 name = self._free_name(f"{prefix}.{name}" if prefix else name, role)
                 self.constraints[name], self._start[name] = constraint, tensor
-                self._in_module[name] = f"members.{len(self._holder.members) - 1}.{path}"
+                self._in_module.add(name)
+                self._places[name] = places.pop(id(tensor))[1]
         strangers = [t for i, t in used.items() if i not in owned]
         if strangers:
             raise ValueError(
@@ -66,16 +68,12 @@ class Parameters:
                 "pyro.param and belongs to no module found, so that a fit would leave it frozen. Register it with "
                 "pyro.param or pyro.module, keep it in a module, or detach it"
             )
+        self._places |= dict(places.values())
 
     def _free_name(self, name: str, role: str) -> str:
         while name in self._start:
             name = f"{role}.{name}"
         return name
-
-    @property
-    def modules(self) -> list[nn.Module]:
-        """The user's modules that hold parameters."""
-        return list(self._holder.members)
 
     def start(self) -> dict[str, Tensor]:
         """Copies of the unconstrained values that the user's modules and ``pyro.param`` statements hold now."""
@@ -123,9 +121,8 @@ class Parameters:
 
     def untrained(self) -> dict[str, Tensor]:
         """What else the user's modules hold, by path: buffers (a run of batch norm changes them), frozen parameters."""
-        trained = set(self._in_module.values())
-        parameters = self._holder.named_parameters()
-        return dict(self._holder.named_buffers()) | {path: p for path, p in parameters if path not in trained}
+        places = {name: held[0] for name, held in self._places.items() if name not in self._start}
+        return {name: tensors[leaf] for name, (tensors, leaf) in places.items()}
 
     def write_untrained(self, values: Values) -> None:
         """Copy values of :meth:`untrained` into the user's modules."""
@@ -135,9 +132,9 @@ class Parameters:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """The user's modules in evaluation mode (no dropout), with parameters or without, restored afterwards."""
-        modes = [(part, part.training) for module in self._reached for part in module.modules()]
-        for module in self._reached:
+        """The user's modules in evaluation mode (no dropout), restored afterwards."""
+        modes = [(part, part.training) for module in self.modules for part in module.modules()]
+        for module in self.modules:
             module.eval()
         try:
             yield
@@ -153,9 +150,22 @@ class Parameters:
         statements = {
             n: (values[n], c) for n, c in self.constraints.items() if n in values and n not in self._in_module
         }
-        in_modules = {self._in_module.get(n, n): v for n, v in values.items() if n not in statements}
-        with local_params(), Bind(statements):
-            return functional_call(self._holder, in_modules, (fn, *args), kwargs)
+        in_modules = {n: v for n, v in values.items() if n not in statements}
+        with local_params(), Bind(statements), self._holding(in_modules):
+            return fn(*args, **kwargs)
+
+    @contextmanager
+    def _holding(self, values: Values) -> Iterator[None]:
+        """The user's modules hold these tensors inside, as in ``torch.func.functional_call``, but ties are known."""
+        places = [(tensors, leaf, v) for name, v in values.items() for tensors, leaf in self._places[name]]
+        before = [tensors[leaf] for tensors, leaf, _ in places]
+        try:
+            for tensors, leaf, value in places:
+                tensors[leaf] = value
+            yield
+        finally:
+            for (tensors, leaf, _), value in zip(places, before, strict=True):
+                tensors[leaf] = value
 
 
 class Bound(Sealed):
@@ -170,15 +180,17 @@ class Bound(Sealed):
             return self.parameters.call(self.values, self.program, *args, **kwargs)
 
 
-class _Holder(nn.Module):
-    """All modules under one roof, so that one functional call swaps the tensors of all of them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.members = nn.ModuleList()
-
-    def forward(self, fn: Callable, *args: Any, **kwargs: Any) -> Any:
-        return fn(*args, **kwargs)
+def _places_by_tensor(modules: list[nn.Module]) -> dict[int, tuple[str, list[Place]]]:
+    """For every tensor of the modules, by identity, its first path and all places that hold it."""
+    found: dict[int, tuple[str, list[Place]]] = {}
+    seen: set[nn.Module] = set()
+    for i, module in enumerate(modules):
+        for path, part in module.named_modules(seen, f"members.{i}"):
+            for tensors in (part._parameters, part._buffers):
+                for leaf, tensor in tensors.items():
+                    if tensor is not None and not is_lazy(tensor):
+                        found.setdefault(id(tensor), (f"{path}.{leaf}", []))[1].append((tensors, leaf))
+    return found
 
 
 def _public_name(module: nn.Module, path: str) -> tuple[str, constraints.Constraint]:

@@ -393,6 +393,97 @@ def test_tied_weights_are_one_parameter():
     assert sorted(lvm.Objective(model, guide).init(X)) == ["decoder.weight", "encoder.bias"]
 
 
+class Scaled(nn.Module):
+    """x_i = z_i + noise with z_i ~ N(w, 1)."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", normal(pyro.sample("z", normal(self.w))), obs=x)
+
+
+class Posterior(nn.Module):
+    """Its exact posterior, N((w + x_i) / 2, 1/2), with the model's own parameter."""
+
+    def __init__(self, w):
+        super().__init__()
+        self.w = w
+
+    def forward(self, x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", normal((self.w + x) / 2, 0.5**0.5))
+
+
+def test_a_parameter_that_model_and_guide_modules_share_moves_in_both():
+    model = Scaled()
+    guide = Posterior(model.w)
+    result = lvm.fit(model, guide, X, num_steps=300, optim=0.05, progress=False)
+    assert list(result.params) == ["w"]
+    assert model.w is guide.w and model.w.grad is None
+    assert model.w.item() == pytest.approx(X.mean().item(), abs=1e-3)
+    torch.testing.assert_close(
+        poutine.trace(result.guide).get_trace(X).nodes["z"]["fn"].loc, (result.params["w"] + X) / 2
+    )
+    # a guide that is exact and moves along makes the bound tight at every step
+    assert result.losses[-1].item() == pytest.approx(-normal(X.mean(), 2**0.5).log_prob(X).sum().item(), abs=1e-4)
+
+
+def with_a_frozen_net(net):
+    def model(x):
+        mean = pyro.param("mean", torch.tensor(0.3))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", normal(mean + net(x[:, None]).detach()[:, 0]), obs=x)
+
+    return model
+
+
+def test_a_module_with_nothing_to_train_is_kept_by_a_result():
+    net = nn.Linear(1, 1).requires_grad_(False)
+    result = lvm.fit(with_a_frozen_net(net), None, X, num_steps=3, progress=False)
+    mean = result.params["mean"] + net(X[:, None])[:, 0]
+    net.weight.add_(5.0)
+    assert result.evidence().value == pytest.approx(normal(mean).log_prob(X).sum().item(), rel=1e-6)
+    (weight,) = [v for name, v in result._values.items() if name.endswith("weight")]
+    assert (net.weight - weight).item() == pytest.approx(5.0, rel=1e-6)
+
+
+def test_statistics_of_a_module_with_nothing_to_train_are_kept_too():
+    net = nn.BatchNorm1d(1, affine=False)
+    model = with_a_frozen_net(net)
+    result = lvm.fit(model, None, X, num_steps=3, progress=False)
+    # three steps, each a tenth of the way from where it was to the batch's mean
+    mean = (1 - 0.9**3) * X.mean()
+    torch.testing.assert_close(net.running_mean, mean.reshape(1))
+    score = result.score().value
+    net(100.0 + X[:, None])
+    torch.testing.assert_close(result.score().value, score)
+    before = net.running_mean.clone()
+
+    def fail(state):
+        raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        lvm.fit(model, None, X, num_steps=4, every=2, callbacks=[fail], progress=False)
+    assert torch.equal(net.running_mean, before)
+
+
+def test_a_recurrent_net_takes_the_values_of_a_result():
+    torch.manual_seed(0)
+    net = nn.GRU(1, 1, batch_first=True)
+
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", normal(net(x[:, None, None])[0][:, 0, 0]), obs=x)
+
+    result = lvm.fit(model, None, X, num_steps=20, progress=False)
+    exact = normal(net(X[:, None, None])[0][:, 0, 0]).log_prob(X).detach()
+    torch.nn.init.zeros_(net.weight_ih_l0)
+    torch.testing.assert_close(result.score().value.float(), exact)
+
+
 def test_params_are_constrained_and_named_as_the_user_knows_them():
     model, guide = of_pyro_modules()
     result = lvm.fit(model, guide, X, num_steps=2, progress=False)
