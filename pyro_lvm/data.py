@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -186,32 +187,39 @@ def check_weight(weight: Any, num_rows: int | None) -> Tensor | None:
 Batch = tuple[tuple[Any, ...], Tensor | None]
 
 
-class WholeData:
+class Batches(ABC):
+    """Where each step's batch comes from."""
+
+    @abstractmethod
+    def get(self, step: int) -> Batch:
+        """The batch of a step, counted from 0."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must carry, beside the step."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Continue where ``state_dict`` was taken."""
+
+
+class WholeData(Batches):
     """Every batch is the whole data."""
 
     def __init__(self, data: Data, weight: Tensor | None) -> None:
         self.batch: Batch = (data.args, weight)
 
     def get(self, step: int) -> Batch:
-        """The batch of a step, counted from 0."""
+        """The whole data, whatever the step."""
         return self.batch
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint must carry."""
-        return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where ``state_dict`` was taken."""
-
-
-class ShuffledRows(WholeData):
+class ShuffledRows(Batches):
     """Minibatches without replacement, newly shuffled each epoch; the last of an epoch may be short.
 
     The order of epoch e is a pure function of (seed, e), so that no state is carried.
     """
 
     def __init__(self, data: Data, weight: Tensor | None, batch_size: int, seed: int) -> None:
-        super().__init__(data, weight)
         assert data.num_rows is not None
         self.data, self.weight, self.batch_size, self.seed = data, weight, batch_size, seed
         self.num_rows = data.num_rows
@@ -231,7 +239,7 @@ class ShuffledRows(WholeData):
         return self.data.take(index), None if self.weight is None else self.weight[index]
 
 
-class LoaderRows:
+class LoaderRows(Batches):
     """Batches from a torch ``DataLoader``, begun anew whenever it ends.
 
     A checkpoint carries the random state at the start of the epoch; continuing replays the epoch up to its place.

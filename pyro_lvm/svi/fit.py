@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from pyro_lvm import files, randomness
 from pyro_lvm.checks import check_count, check_seed
-from pyro_lvm.data import Data, LoaderRows, ShuffledRows, WholeData, loader_arguments
+from pyro_lvm.data import Batches, Data, LoaderRows, ShuffledRows, WholeData, loader_arguments
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
 from pyro_lvm.svi.checkpoint import Checkpoint
@@ -126,7 +126,7 @@ def fit(
         if loader is not None or batch_size is not None:
             _check_batches(batch_size, total)
             program.check_minibatches()
-        batches: WholeData | LoaderRows
+        batches: Batches
         if loader is not None:
             batches = LoaderRows(loader, device)
         elif batch_size is not None:
