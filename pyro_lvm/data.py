@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ class Data:
 
     def take(self, index: Tensor | slice) -> tuple[Any, ...]:
         """The arguments with only the rows that ``index`` selects."""
-        return tuple(a[index] if has else a for a, has in zip(self.args, self.has_rows, strict=True))
+        return tuple(_rows_of(a, index) if has else a for a, has in zip(self.args, self.has_rows, strict=True))
 
     def holds(self, args: tuple[Any, ...]) -> bool:
         """Whether these arguments are this data."""
@@ -148,6 +149,10 @@ def fingerprint(value: Any) -> str:
     else:
         return str(value)
     return hashlib.sha256(f"{list(value.shape)} {value.dtype}".encode() + content).hexdigest()
+
+
+def _rows_of(tensor: Tensor, index: Tensor | slice) -> Tensor:
+    return tensor[index.to(tensor.device) if isinstance(index, Tensor) else index]
 
 
 def _row_arguments(rows: Sequence[int], lengths: Sequence[int | None]) -> tuple[bool, ...]:
@@ -233,15 +238,16 @@ class ShuffledRows(Batches):
             generator = torch.Generator().manual_seed(
                 int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
             )
-            self.order = torch.randperm(self.num_rows, generator=generator)
+            self.order = torch.randperm(self.num_rows, generator=generator, device="cpu")
             self.epoch = epoch
         index = self.order[position * self.batch_size : (position + 1) * self.batch_size]
-        return self.data.take(index), None if self.weight is None else self.weight[index]
+        return self.data.take(index), None if self.weight is None else _rows_of(self.weight, index)
 
 
 class LoaderRows(Batches):
     """Batches from a torch ``DataLoader``, begun anew whenever it ends.
 
+    The loader works on the CPU, whatever the device of the fit: its samplers draw from generators of the CPU.
     A checkpoint carries the random state at the start of the epoch; continuing replays the epoch up to its place.
     """
 
@@ -251,17 +257,29 @@ class LoaderRows(Batches):
         self.start: dict[str, dict[str, Tensor]] = {}
         self.taken = 0
 
+    def first(self) -> tuple[Any, ...]:
+        """The first batch of a pass of its own."""
+        with self._on_cpu():
+            return self._arguments(next(iter(self.loader)))
+
     def get(self, step: int) -> Batch:
         """The next batch; the loader keeps its own count."""
-        if self.iterator is None:
-            self._begin()
-        try:
-            batch = next(self.iterator)  # type: ignore[arg-type]
-        except StopIteration:
-            self._begin()
-            batch = next(self.iterator)  # type: ignore[arg-type]
+        with self._on_cpu():
+            if self.iterator is None:
+                self._begin()
+            try:
+                batch = next(self.iterator)  # type: ignore[arg-type]
+            except StopIteration:
+                self._begin()
+                batch = next(self.iterator)  # type: ignore[arg-type]
         self.taken += 1
-        return loader_arguments(batch, self.device), None
+        return self._arguments(batch), None
+
+    def _on_cpu(self) -> AbstractContextManager:
+        return nullcontext() if self.device is None else torch.device("cpu")
+
+    def _arguments(self, batch: Any) -> tuple[Any, ...]:
+        return Data(tuple(batch) if isinstance(batch, list | tuple) else (batch,), device=self.device).args
 
     def _begin(self) -> None:
         self.start = {"torch": randomness.get_state()}
@@ -281,13 +299,9 @@ class LoaderRows(Batches):
         randomness.set_state(state["start"]["torch"])
         if self.loader.generator is not None:
             self.loader.generator.set_state(state["start"]["loader"]["generator"])
-        self._begin()
-        for _ in range(state["taken"]):
-            next(self.iterator)  # type: ignore[arg-type]
+        with self._on_cpu():
+            self._begin()
+            for _ in range(state["taken"]):
+                next(self.iterator)  # type: ignore[arg-type]
         self.taken = state["taken"]
         randomness.set_state(now)
-
-
-def loader_arguments(batch: Any, device: torch.device | str | None) -> tuple[Any, ...]:
-    """A ``DataLoader``'s batch as checked positional arguments of the model."""
-    return Data(tuple(batch) if isinstance(batch, list | tuple) else (batch,), device=device).args

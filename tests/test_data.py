@@ -3,8 +3,9 @@ import pandas as pd
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from pyro_lvm.data import Data, ShuffledRows, as_tensor, check_weight, fingerprint
+from pyro_lvm.data import Data, LoaderRows, ShuffledRows, as_tensor, check_weight, fingerprint
 
 
 @pytest.mark.parametrize(
@@ -138,6 +139,32 @@ def test_rows_of_all_arguments_stay_together(batch_size):
         assert torch.equal(x * 10, y)
         assert torch.equal(x.float(), weight)
         assert whole.tolist() == [1.0, 2.0]
+
+
+class ReadsLate(torch.utils.data.Dataset):
+    """Makes its tensors when it is asked for them."""
+
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, i):
+        return torch.tensor(float(i))
+
+
+@pytest.mark.parametrize("generator", [None, torch.Generator()])
+def test_rows_are_drawn_on_the_cpu_whatever_the_device_of_a_fit(generator):
+    x = torch.arange(7.0)
+    loader = DataLoader(ReadsLate(), batch_size=3, shuffle=True, generator=generator)
+    with torch.device("meta"):  # stands for a device whose numbers a generator of the CPU cannot draw
+        shuffled = ShuffledRows(Data((x,)), x, 3, seed=1)
+        loaded, again = LoaderRows(loader, "cpu"), LoaderRows(loader, "cpu")
+        assert set(loaded.first()[0].tolist()) < set(range(7))
+        for batches in (shuffled, loaded):
+            epoch = torch.cat([batches.get(step)[0][0] for step in range(3)], 0)
+            assert torch.equal(epoch.sort().values, x)
+        loaded.get(3)
+        again.load_state_dict(loaded.state_dict())
+        assert torch.equal(again.get(4)[0][0], loaded.get(4)[0][0])
 
 
 def test_weights_become_floats():

@@ -132,7 +132,8 @@ class PPCA(AssignableModule):
             raise ValueError(f"x: expected finite values, row {row} has others")
         variance = x.var(0, correction=0).mean()
         variance = torch.where(variance > 0, variance, torch.ones_like(variance))
-        normal = torch.randn(self.loading.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        normal = torch.randn(self.loading.shape, dtype=x.dtype, generator=generator, device="cpu")
         self.loc = x.mean(0)
         self.noise = variance
         self.loading = _LOADING_SCALE * variance.sqrt() * normal.to(x.device)

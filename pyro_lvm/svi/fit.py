@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from pyro_lvm import files, randomness
 from pyro_lvm.checks import check_count, check_seed
-from pyro_lvm.data import Batches, Data, LoaderRows, ShuffledRows, WholeData, loader_arguments
+from pyro_lvm.data import Batches, Data, LoaderRows, ShuffledRows, WholeData
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
 from pyro_lvm.svi.checkpoint import Checkpoint
@@ -110,15 +110,15 @@ def fit(
     objective = Objective(model, guide, elbo, plate=plate, model_kwargs=model_kwargs)
     with randomness.seeded(seed), nullcontext() if device is None else torch.device(device):
         _move([model, guide], device)
-        loader = data[0] if len(data) == 1 and isinstance(data[0], DataLoader) else None
+        loader = LoaderRows(data[0], device) if len(data) == 1 and isinstance(data[0], DataLoader) else None
         if loader is None:
             tensors = Data(data, rows, device)
             total = num_rows or tensors.num_rows
         else:
             _check_loader(batch_size=batch_size, rows=rows, sample_weight=sample_weight)
-            tensors = Data(loader_arguments(next(iter(loader)), device))
+            tensors = Data(loader.first())
             tensors.complete = False
-            total = num_rows or _length(loader)
+            total = num_rows or _length(loader.loader)
         example = tensors.args if batch_size is None else tensors.take(slice(0, batch_size))
         objective.prepare(tensors, example, weighted=sample_weight is not None)
         program = objective.program
@@ -128,7 +128,7 @@ def fit(
             program.check_minibatches()
         batches: Batches
         if loader is not None:
-            batches = LoaderRows(loader, device)
+            batches = loader
         elif batch_size is not None:
             batches = ShuffledRows(tensors, weight, batch_size, seed)
         else:
