@@ -35,10 +35,15 @@ def local_params(*programs: Any) -> Iterator[None]:
     before = {context: getattr(context, "param_state", {"params": {}, "constraints": {}}) for context in contexts}
     for context in contexts:
         context.param_state = {"params": {}, "constraints": {}}
+    # To scope its store, Pyro strips the tensors in it of the marks by which its SVI knows them
+    stored = [tensor for _, tensor in pyro.get_param_store().named_parameters()]
+    marked = [(t, vars(t)["unconstrained"]) for t in stored if "unconstrained" in vars(t)]
     try:
         with pyro.settings.context(module_local_params=True):
             yield
     finally:
+        for tensor, mark in marked:
+            vars(tensor)["unconstrained"] = mark
         for context, state in before.items():
             context.param_state = state
 

@@ -422,11 +422,11 @@ def test_a_parameter_that_model_and_guide_modules_share_moves_in_both():
     guide = Posterior(model.w)
     result = lvm.fit(model, guide, X, num_steps=300, optim=0.05, progress=False)
     assert list(result.params) == ["w"]
-    assert model.w is guide.w and model.w.grad is None
+    assert model.w is guide.w
+    assert model.w.grad is None
     assert model.w.item() == pytest.approx(X.mean().item(), abs=1e-3)
-    torch.testing.assert_close(
-        poutine.trace(result.guide).get_trace(X).nodes["z"]["fn"].loc, (result.params["w"] + X) / 2
-    )
+    bound = poutine.trace(result.guide).get_trace(X).nodes["z"]["fn"]
+    torch.testing.assert_close(bound.loc, (result.params["w"] + X) / 2)
     # a guide that is exact and moves along makes the bound tight at every step
     assert result.losses[-1].item() == pytest.approx(-normal(X.mean(), 2**0.5).log_prob(X).sum().item(), abs=1e-4)
 
@@ -598,6 +598,27 @@ def test_a_module_already_in_the_store_keeps_its_entry(own_store):
     lvm.fit(model, guide, X, num_steps=5, progress=False)
     assert model.loc.item() < 2
     assert pyro.get_param_store()["loc"].item() == 55.0
+
+
+@pytest.mark.parametrize("case", [of_functions, of_pyro_modules, of_local_pyro_modules], ids=lambda c: c.__name__[3:])
+def test_pyros_svi_trains_a_guide_of_its_own_on_a_fitted_model(case, own_store):
+    result = lvm.fit(*case(), X, num_steps=3, progress=False)
+
+    def guide(x):
+        loc = pyro.param("own_loc", torch.zeros(4))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", normal(loc, pyro.param("own_scale", torch.ones(4), constraint=constraints.positive)))
+
+    for other in (guide, AutoNormal(result.model)):
+        pyro.get_param_store().clear()
+        svi = pyro.infer.SVI(result.model, other, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        svi.step(X)
+        first = {name: v.detach().clone() for name, v in pyro.get_param_store().items()}
+        svi.step(X)
+        assert len(first) == 2
+        assert all("own" in name or "AutoNormal" in name for name in first)
+        for name, value in pyro.get_param_store().items():
+            assert (value != first[name]).all()
 
 
 def test_a_user_guide_made_before_and_trained_by_pyro_continues_from_its_values():
