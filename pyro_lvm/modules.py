@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import inspect
 import types
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Number
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class Sealed:
@@ -18,6 +21,8 @@ class Sealed:
 
 
 _LIBRARIES = ("torch", "pyro", "numpy", "scipy", "pandas", "sklearn", "matplotlib", "arviz", "builtins")
+
+_VALUES = (str, bytes, Number, Tensor, np.generic)  # of which a list may hold a million; they reach nothing
 
 
 @contextmanager
@@ -36,9 +41,9 @@ def unchanged_buffers(*programs: Any) -> Iterator[None]:
 def reachable_modules(program: Any) -> Iterator[tuple[str, nn.Module]]:
     """Modules that a program is, belongs to, or reaches by closure, globals, attributes and arguments."""
     seen: set[int] = set()
-    todo: list[tuple[str, Any]] = [("", program)]
+    todo: deque[tuple[str, Any]] = deque([("", program)])
     while todo:
-        name, thing = todo.pop(0)
+        name, thing = todo.popleft()
         if id(thing) in seen or isinstance(thing, Sealed):
             continue
         seen.add(id(thing))
@@ -51,9 +56,9 @@ def reachable_modules(program: Any) -> Iterator[tuple[str, nn.Module]]:
         elif inspect.isfunction(thing):
             todo += _reached_by(thing)
         elif isinstance(thing, list | tuple | set | frozenset):
-            todo += [(f"{name}.{i}".lstrip("."), t) for i, t in enumerate(thing)]
+            todo += [(f"{name}.{i}".lstrip("."), t) for i, t in enumerate(thing) if not isinstance(t, _VALUES)]
         elif isinstance(thing, dict):
-            todo += [(str(key), t) for key, t in thing.items()]
+            todo += [(str(key), t) for key, t in thing.items() if not isinstance(t, _VALUES)]
         elif not isinstance(thing, type | types.ModuleType) and _is_users(type(thing)):
             todo += list(getattr(thing, "__dict__", {}).items())
             todo += [(name, attribute) for key, attribute in vars(type(thing)).items() if key == "__call__"]
