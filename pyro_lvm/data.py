@@ -247,14 +247,20 @@ class ShuffledRows(Batches):
 class LoaderRows(Batches):
     """Batches from a torch ``DataLoader``, begun anew whenever it ends.
 
+    Attributes:
+        generators: Those that the loader and its samplers draw from instead of torch's own.
+
     The loader works on the CPU, whatever the device of the fit: its samplers draw from generators of the CPU.
     A checkpoint carries the random state at the start of the epoch; continuing replays the epoch up to its place.
     """
 
     def __init__(self, loader: DataLoader, device: torch.device | str | None) -> None:
         self.loader, self.device = loader, device
+        parts = (loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
+        own = [getattr(part, "generator", None) for part in parts]
+        self.generators = list(dict.fromkeys(g for g in own if isinstance(g, torch.Generator)))
         self.iterator: Iterator | None = None
-        self.start: dict[str, dict[str, Tensor]] = {}
+        self.start: dict[str, Any] = {}
         self.taken = 0
 
     def first(self) -> tuple[Any, ...]:
@@ -282,9 +288,7 @@ class LoaderRows(Batches):
         return Data(tuple(batch) if isinstance(batch, list | tuple) else (batch,), device=self.device).args
 
     def _begin(self) -> None:
-        self.start = {"torch": randomness.get_state()}
-        if self.loader.generator is not None:
-            self.start["loader"] = {"generator": self.loader.generator.get_state()}
+        self.start = {"torch": randomness.get_state(), "own": [g.get_state() for g in self.generators]}
         self.iterator, self.taken = iter(self.loader), 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -297,8 +301,8 @@ class LoaderRows(Batches):
             return
         now = randomness.get_state()
         randomness.set_state(state["start"]["torch"])
-        if self.loader.generator is not None:
-            self.loader.generator.set_state(state["start"]["loader"]["generator"])
+        for generator, own in zip(self.generators, state["start"]["own"], strict=True):
+            generator.set_state(own)
         with self._on_cpu():
             self._begin()
             for _ in range(state["taken"]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,14 +10,18 @@ from torch import Tensor
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Random numbers from ``seed`` inside; the state from before afterwards."""
-    before = get_state()
+def seeded(seed: int, generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
+    """Random numbers from ``seed`` inside, those of the given generators too; the states from before afterwards."""
+    before, theirs = get_state(), [generator.get_state() for generator in generators]
     torch.manual_seed(seed)
+    for generator in generators:
+        generator.manual_seed(int(torch.randint(2**62, ())))  # a stream of its own
     try:
         yield
     finally:
         set_state(before)
+        for generator, state in zip(generators, theirs, strict=True):
+            generator.set_state(state)
 
 
 def get_state() -> dict[str, Tensor]:

@@ -108,9 +108,10 @@ def fit(
     _check_device(device)
     path = None if checkpoint is None else files.check_writable(checkpoint, "checkpoint")
     objective = Objective(model, guide, elbo, plate=plate, model_kwargs=model_kwargs)
-    with randomness.seeded(seed), nullcontext() if device is None else torch.device(device):
+    loader = LoaderRows(data[0], device) if len(data) == 1 and isinstance(data[0], DataLoader) else None
+    generators = [] if loader is None else loader.generators
+    with randomness.seeded(seed, generators), nullcontext() if device is None else torch.device(device):
         _move([model, guide], device)
-        loader = LoaderRows(data[0], device) if len(data) == 1 and isinstance(data[0], DataLoader) else None
         if loader is None:
             tensors = Data(data, rows, device)
             total = num_rows or tensors.num_rows

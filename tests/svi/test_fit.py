@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import constraints
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 import pyro_lvm as lvm
 from pyro_lvm.svi.stopping import improvement
@@ -353,6 +353,33 @@ def test_the_seed_fixes_everything_and_nothing_else_does():
     again = lvm.fit(model, "mean_field", X, batch_size=2, seed=3, **QUIET)
     assert torch.equal(first.losses, again.losses)
     assert not torch.equal(first.losses, lvm.fit(model, "mean_field", X, batch_size=2, seed=4, **QUIET).losses)
+
+
+def with_generator(generator):
+    return DataLoader(TensorDataset(X), batch_size=2, shuffle=True, generator=generator)
+
+
+def with_sampler(generator):
+    return DataLoader(TensorDataset(X), batch_size=2, sampler=RandomSampler(X, generator=generator))
+
+
+def with_batch_sampler(generator):
+    batches = BatchSampler(RandomSampler(X, generator=generator), 2, False)
+    return DataLoader(TensorDataset(X), batch_sampler=batches)
+
+
+@pytest.mark.parametrize("make", [with_generator, with_sampler, with_batch_sampler])
+def test_the_seed_fixes_a_loader_with_a_generator_of_its_own(make):
+    generator = torch.Generator().manual_seed(8)
+    loader, state = make(generator), generator.get_state()
+    first = lvm.fit(density, None, loader, seed=3, **QUIET)
+    assert torch.equal(generator.get_state(), state)
+    with pytest.raises(ZeroDivisionError):
+        lvm.fit(density, None, loader, callbacks=[lambda s: 1 / 0], every=2, **QUIET)
+    assert torch.equal(generator.get_state(), state)
+    generator.manual_seed(9)
+    assert torch.equal(first.losses, lvm.fit(density, None, loader, seed=3, **QUIET).losses)
+    assert not torch.equal(first.losses, lvm.fit(density, None, loader, seed=4, **QUIET).losses)
 
 
 def wrong(*data, **options):
