@@ -6,7 +6,7 @@ import functools
 import inspect
 import types
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Number
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 class Sealed:
@@ -28,14 +29,50 @@ _VALUES = (str, bytes, Number, Tensor, np.generic)  # of which a list may hold a
 @contextmanager
 def unchanged_buffers(*programs: Any) -> Iterator[None]:
     """Runs of the programs leave no trace in the buffers of their modules: a look is no training step."""
-    modules = [module for program in programs for _, module in reachable_modules(program)]
-    before = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+    before = _copies(buffer for part in _parts(programs) for buffer in part.buffers(recurse=False))
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
+        _put_back(before)
+
+
+@contextmanager
+def unchanged_if_it_fails(*programs: Any) -> Iterator[None]:
+    """A call that raises leaves the tensors of the programs' modules as they were, and their start to be made."""
+    parts = _parts(programs)
+    before = _copies(t for part in parts for t in (*part.parameters(recurse=False), *part.buffers(recurse=False)))
+    waiting = [(program, owner) for program in programs if (owner := awaits_start(program)) is not None]
+    try:
+        yield
+    except BaseException:
+        _put_back(before)
+        for program, owner in waiting:
+            if awaits_start(program) is None:
+                owner.initialized = False
+        raise
+
+
+def _copies(tensors: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    return [(tensor, tensor.detach().clone()) for tensor in tensors if not is_lazy(tensor)]
+
+
+def _put_back(before: list[tuple[Tensor, Tensor]]) -> None:
+    with torch.no_grad():
+        for tensor, value in before:
+            tensor.copy_(value)
+
+
+def _parts(programs: Iterable[Any]) -> list[nn.Module]:
+    """Every module that the programs reach and every part of one, once each."""
+    modules = [module for program in programs for _, module in reachable_modules(program)]
+    return list(dict.fromkeys(part for module in modules for part in module.modules()))
+
+
+def awaits_start(program: Any) -> Any:
+    """The owner of a program, if it can ``initialize`` itself from data and has not been ``initialized``; else None."""
+    owner = getattr(program, "__self__", program)
+    able = callable(getattr(owner, "initialize", None))
+    return owner if able and not getattr(owner, "initialized", True) else None
 
 
 def reachable_modules(program: Any) -> Iterator[tuple[str, nn.Module]]:

@@ -54,8 +54,6 @@ class Program:
         self.model, self.data = model, data
         self.model_kwargs = dict(model_kwargs or {})
         self.example = data.args if example is None else example
-        if not getattr(model, "initialized", True):
-            model.initialize(*self.data.args, **self.model_kwargs)  # type: ignore[attr-defined]
         try:
             with unchanged_buffers(model, guide):
                 self._inspect(guide, plate)

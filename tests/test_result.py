@@ -728,6 +728,54 @@ def test_a_start_from_data_sees_all_rows():
     assert result.params["loc"].item() == pytest.approx(4.5, abs=1e-4)
 
 
+def test_a_bound_method_gets_the_start_of_its_module():
+    x = torch.cat([torch.randn(20, 1) - 9, torch.randn(60, 1) + 9])
+    mixture = lvm.models.GaussianMixture(2, 1)
+    result = lvm.fit(mixture.forward, None, x, num_steps=1, optim=1e-6, progress=False)
+    start = lvm.models.GaussianMixture(2, 1).initialize(x)
+    torch.testing.assert_close(result.params["locs"], start.locs.detach())
+
+
+def test_a_flag_without_a_method_is_the_users_own():
+    class Flow(pyro.nn.PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("initialized", torch.tensor(False))
+            self.loc = nn.Parameter(torch.tensor(0.0))
+
+        def forward(self, x):
+            loc = self.loc
+            with pyro.plate("rows", len(x)):
+                pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    result = lvm.fit(Flow(), None, X, num_steps=1, optim=lambda p: torch.optim.SGD(p, 0.2), progress=False)
+    assert result.params["loc"].item() == pytest.approx(0.2 * X.sum().item(), rel=1e-6)
+
+
+def fail(state):
+    raise ArithmeticError
+
+
+FAILURES = {
+    "an option": (lambda m, x: lvm.fit(m, None, x, optim="adam", progress=False), TypeError),
+    "weights": (lambda m, x: lvm.fit(m, None, x, sample_weight=-x[:, 0].abs(), progress=False), ValueError),
+    "a callback": (lambda m, x: lvm.fit(m, None, x, num_steps=4, every=2, callbacks=[fail], progress=False), Exception),
+    "a guide": (lambda m, x: lvm.Objective(m, "mean_field").init(x), ValueError),
+}
+
+
+@pytest.mark.parametrize("what", FAILURES)
+def test_a_call_that_fails_leaves_a_module_without_its_start(what):
+    call, error = FAILURES[what]
+    x = torch.randn(30, 2)
+    mixture = lvm.models.GaussianMixture(2, 2)
+    before = {name: value.clone() for name, value in mixture.state_dict().items()}
+    with pytest.raises(error):
+        call(mixture, x)
+    assert not mixture.initialized
+    assert all(torch.equal(value, before[name]) for name, value in mixture.state_dict().items())
+
+
 # A global enumerated site under which all rows lie: k ~ Bernoulli(1/2), a_i ~ N(3k, 1).
 def switched(a):
     k = pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})

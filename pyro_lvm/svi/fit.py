@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from pyro_lvm import files, randomness
 from pyro_lvm.checks import check_count, check_seed
 from pyro_lvm.data import Batches, Data, LoaderRows, ShuffledRows, WholeData
+from pyro_lvm.modules import unchanged_if_it_fails
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
 from pyro_lvm.svi.checkpoint import Checkpoint
@@ -110,8 +111,9 @@ def fit(
     objective = Objective(model, guide, elbo, plate=plate, model_kwargs=model_kwargs)
     loader = LoaderRows(data[0], device) if len(data) == 1 and isinstance(data[0], DataLoader) else None
     generators = [] if loader is None else loader.generators
-    with randomness.seeded(seed, generators), nullcontext() if device is None else torch.device(device):
-        _move([model, guide], device)
+    _move([model, guide], device)
+    on_device = nullcontext() if device is None else torch.device(device)
+    with randomness.seeded(seed, generators), on_device, unchanged_if_it_fails(model, guide):
         if loader is None:
             tensors = Data(data, rows, device)
             total = num_rows or tensors.num_rows

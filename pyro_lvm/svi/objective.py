@@ -25,6 +25,7 @@ from pyro_lvm import randomness
 from pyro_lvm.checks import check_count, check_model, check_seed
 from pyro_lvm.data import Data, check_weight
 from pyro_lvm.elbo.weighted import WeightedTraceEnum_ELBO
+from pyro_lvm.modules import awaits_start, unchanged_if_it_fails
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
 
@@ -102,12 +103,14 @@ class Objective:
             Unconstrained starting values by name, as leaf tensors that require gradients.
         """
         seed = check_seed(seed)
-        with randomness.seeded(seed):
+        with randomness.seeded(seed), unchanged_if_it_fails(self.model, self.given_guide):
             self.prepare(Data(data))
         return {name: v.requires_grad_() for name, v in self.program.parameters.start().items()}
 
     def prepare(self, data: Data, example: tuple[Any, ...] | None = None, weighted: bool = False) -> None:
         """Make model and guide ready on data; ``weighted`` says whether rows will have weights."""
+        if (owner := awaits_start(self.model)) is not None:
+            owner.initialize(*data.args, **(self.model_kwargs or {}))
         program = Program(self.model, self.given_guide, data, example, self.model_kwargs, self.plate)
         if not program.parameters.start():
             raise ValueError("the model and the guide have no trainable parameters, so that there is nothing to fit")
