@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from pyro_lvm import randomness
 
 
 def as_tensor(value: Any, where: str = "the data") -> Any:
-    """Tensors as they are, arrays and data frames as tensors, anything else untouched.
+    """Tensors as they are, arrays, data frames and lists of numbers as tensors, anything else untouched.
 
     Floating-point arrays become torch's default dtype. Integer and boolean arrays keep their kind: they are counts,
     labels or indices, and an index that became a float could no longer select.
@@ -28,7 +29,9 @@ def as_tensor(value: Any, where: str = "the data") -> Any:
     if isinstance(value, Tensor) or value is None or np.isscalar(value):
         return value
     if hasattr(value, "to_numpy"):
-        value = value.to_numpy()
+        value = _frame_as_array(value)
+    if _is_list_of_numbers(value):
+        value = np.array(value)
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype.kind == "f":
@@ -41,6 +44,24 @@ def as_tensor(value: Any, where: str = "the data") -> Any:
         f"{where} has dtype {value.dtype}, which is no number: encode text and categories as numbers first "
         "(pandas.get_dummies, or integer codes)"
     )
+
+
+def _is_list_of_numbers(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, Real) for v in value)
+
+
+def _frame_as_array(frame: Any) -> Any:
+    array = frame.to_numpy()
+    kinds = {dtype.kind for dtype in np.ravel(getattr(frame, "dtypes", array.dtype))}
+    if array.dtype.kind == "O" and kinds <= set("iufb"):  # the nullable numbers of pandas
+        array = np.array(frame.to_numpy(na_value=np.nan).tolist())
+    return array
+
+
+def as_arguments(value: Any) -> tuple[Any, ...]:
+    """Positional arguments of a model, given as a tuple or list of them, or as one alone."""
+    several = isinstance(value, list | tuple) and not _is_list_of_numbers(value)
+    return tuple(value) if several else (value,)
 
 
 def check_finite(tensor: Any, where: str) -> None:
@@ -189,6 +210,16 @@ def check_weight(weight: Any, num_rows: int | None) -> Tensor | None:
     return weight
 
 
+def check_num_rows(num_rows: int | None, given: int | None) -> None:
+    """Refuse fewer rows in all than are given.
+
+    Raises:
+        ValueError: if N is smaller.
+    """
+    if num_rows is not None and given is not None and num_rows < given:
+        raise ValueError(f"num_rows={num_rows} is the number of rows in all, but {given} rows are given")
+
+
 Batch = tuple[tuple[Any, ...], Tensor | None]
 
 
@@ -285,7 +316,7 @@ class LoaderRows(Batches):
         return nullcontext() if self.device is None else torch.device("cpu")
 
     def _arguments(self, batch: Any) -> tuple[Any, ...]:
-        return Data(tuple(batch) if isinstance(batch, list | tuple) else (batch,), device=self.device).args
+        return Data(as_arguments(batch), device=self.device).args
 
     def _begin(self) -> None:
         self.start = {"torch": randomness.get_state(), "own": [g.get_state() for g in self.generators]}

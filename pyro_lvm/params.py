@@ -90,7 +90,8 @@ class Parameters:
 
         Raises:
             TypeError: for a value that is no number or tensor.
-            ValueError: for a name that is no parameter, a wrong shape, or a value outside the constraint.
+            ValueError: for a name that is no parameter, a wrong shape, or a value outside the constraint or on its
+                boundary.
         """
         result = {}
         for name, value in values.items():
@@ -111,6 +112,10 @@ class Parameters:
             if not constraint.check(value).all():
                 raise ValueError(f"init[{name!r}] is outside its constraint {constraint}")
             result[name] = transform_to(constraint).inv(value).clone()
+            if not torch.isfinite(result[name]).all():
+                raise ValueError(
+                    f"init[{name!r}] is on the boundary of its constraint {constraint}: start inside of it"
+                )
         return result
 
     def write(self, values: Values) -> None:

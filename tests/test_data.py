@@ -21,6 +21,13 @@ from pyro_lvm.data import Data, LoaderRows, ShuffledRows, as_tensor, check_weigh
         (pd.Series([1.5, 2.0]), torch.float32),
         (pd.Series([1, 2], dtype="int8"), torch.int64),
         (pd.DataFrame({"a": [1, 2], "b": [0.5, 1.5]}), torch.float32),
+        (pd.Series([1, 2], dtype="Int64"), torch.int64),
+        (pd.DataFrame({"a": [1, 2], "b": [3, 4]}, dtype="Int64"), torch.int64),
+        (pd.DataFrame({"a": [True, False]}, dtype="boolean"), torch.bool),
+        (pd.DataFrame({"a": pd.array([1, 2], "Int64"), "b": [0.5, 1.5]}), torch.float32),
+        ([1, 2.5], torch.float32),
+        ([1, np.int64(2)], torch.int64),
+        ([True, False], torch.bool),
         (torch.tensor([1.0], dtype=torch.float16), torch.float16),
         (np.float64(2.0) * np.ones(()), None),
     ],
@@ -51,6 +58,17 @@ def test_tensors_and_strangers_are_passed_as_they_are():
     assert as_tensor(thing) is thing
     assert as_tensor(None) is None
     assert as_tensor(3) == 3
+
+
+@pytest.mark.parametrize("value", [[], ["a"], [1.0, "a"], [[1.0], [2.0]], [torch.ones(2)], (1.0, 2.0)], ids=str)
+def test_other_lists_pass_whole(value):
+    assert as_tensor(value) is value
+
+
+def test_missing_entries_of_a_nullable_frame_are_named():
+    frame = pd.DataFrame({"a": pd.array([1, 2], "Int64"), "b": pd.array([0.5, None], "Float64")})
+    with pytest.raises(ValueError, match=r"data argument 0 is not finite: nan in row 1, entry \[1\] \(1 in all\)"):
+        Data((frame,))
 
 
 def test_a_tensor_does_not_share_the_arrays_memory():

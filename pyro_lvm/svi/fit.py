@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from pyro_lvm import files, randomness
 from pyro_lvm.checks import check_count, check_seed
-from pyro_lvm.data import Batches, Data, LoaderRows, ShuffledRows, WholeData
+from pyro_lvm.data import Batches, Data, LoaderRows, ShuffledRows, WholeData, as_arguments, check_num_rows
 from pyro_lvm.modules import unchanged_if_it_fails
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
@@ -57,8 +57,8 @@ def fit(
         model: A Pyro model: a function, a ``PyroModule``, or a bound method.
         guide: A callable, an AutoGuide, one of "mean_field", "full_rank", "low_rank", "map", or None for
             ``model.guide`` if there is one, else for models whose latents are all enumerated.
-        data: Arguments of model and guide: tensors, arrays, data frames, or one ``DataLoader``. An argument has rows
-            if its first dimension is that of the first argument; the others pass whole.
+        data: Arguments of model and guide: tensors, arrays, data frames, lists of numbers, or one ``DataLoader``. An
+            argument has rows if its first dimension is that of the first argument; the others pass whole.
         num_steps: Optimisation steps.
         elbo: A ``pyro.infer.ELBO``; ``Trace_ELBO``, or ``TraceEnum_ELBO`` for models with enumerated sites, if None.
         optim: Adam's learning rate, a function from parameters to a torch optimizer, or a ``pyro.optim`` object.
@@ -73,7 +73,8 @@ def fit(
         compile: "auto" or False; this version runs every fit eagerly.
         callbacks: Called every ``every`` steps with a :class:`FitState`; a true answer stops the fit.
         every: Steps between validations, callbacks and checkpoints.
-        validation: Held-out data, a tuple like ``data`` or one array; its loss is recorded every ``every`` steps.
+        validation: Held-out data, a tuple or list of arguments or one alone, whose loss is recorded every ``every``
+            steps.
         checkpoint: A file that makes the fit survive its process; a call like the first continues it. Data and options
             are compared with those of the first call, but not the bodies of model and guide: delete the file when
             you edit them.
@@ -116,6 +117,7 @@ def fit(
     with randomness.seeded(seed, generators), on_device, unchanged_if_it_fails(model, guide):
         if loader is None:
             tensors = Data(data, rows, device)
+            check_num_rows(num_rows, tensors.num_rows)
             total = num_rows or tensors.num_rows
         else:
             _check_loader(batch_size=batch_size, rows=rows, sample_weight=sample_weight)
@@ -123,12 +125,13 @@ def fit(
             tensors.complete = False
             total = num_rows or _length(loader.loader)
         example = tensors.args if batch_size is None else tensors.take(slice(0, batch_size))
+        batch_rows = batch_size or tensors.num_rows
         objective.prepare(tensors, example, weighted=sample_weight is not None)
         program = objective.program
         weight = objective.check_weight(sample_weight, tensors.num_rows)
         if loader is not None or batch_size is not None:
             _check_batches(batch_size, total)
-            program.check_minibatches()
+            objective.check_minibatches(scaled=total != batch_rows)
         batches: Batches
         if loader is not None:
             batches = loader
@@ -203,7 +206,7 @@ def _length(loader: DataLoader) -> int:
 def _validation(program: Program, validation: Any, rows: Any, device: Any) -> tuple[Any, ...] | None:
     if validation is None:
         return None
-    given = validation if isinstance(validation, tuple) else (validation,)
+    given = as_arguments(validation)
     if len(given) != len(program.data.args):
         raise ValueError(f"validation has {len(given)} arguments, but the model was given {len(program.data.args)}")
     if program.covers_fitted_rows_only:

@@ -13,6 +13,8 @@ from pyro.infer import (
     JitTrace_ELBO,
     JitTraceEnum_ELBO,
     JitTraceMeanField_ELBO,
+    RenyiELBO,
+    ReweightedWakeSleep,
     Trace_ELBO,
     TraceEnum_ELBO,
     TraceTailAdaptive_ELBO,
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from pyro_lvm import randomness
 from pyro_lvm.checks import check_count, check_model, check_seed
-from pyro_lvm.data import Data, check_weight
+from pyro_lvm.data import Data, check_num_rows, check_weight
 from pyro_lvm.elbo.weighted import WeightedTraceEnum_ELBO
 from pyro_lvm.modules import awaits_start, unchanged_if_it_fails
 from pyro_lvm.params import Values
@@ -201,14 +203,33 @@ class Objective:
         rows = len(args[program.data.has_rows.index(True)]) if any(program.data.has_rows) else None
         if num_rows is not None:
             check_count("num_rows", num_rows)
+            check_num_rows(num_rows, rows)
             if num_rows != rows:
-                program.check_minibatches()
+                self.check_minibatches()
         if weight is not None:
             if not isinstance(weight, Tensor) or weight.shape != (rows,):
                 shape = list(weight.shape) if isinstance(weight, Tensor) else weight
                 raise ValueError(f"sample_weight must have one entry per row, shape [{rows}]; got {shape}")
             if not self.weighted:
                 self.elbo, self.weighted = self._resolve_elbo(program, True), True
+
+    def check_minibatches(self, scaled: bool = True) -> None:
+        """Refuse minibatches that would fit something else than the user means.
+
+        Args:
+            scaled: Whether the rows of a batch stand for more than themselves.
+
+        Raises:
+            ValueError: for a model or guide whose rows cannot be taken in parts, and for an ELBO with a logarithm
+                around its average over particles: N / B, by which rows are scaled, would stand inside of it.
+        """
+        self.program.check_minibatches()
+        if scaled and isinstance(self.elbo, RenyiELBO | ReweightedWakeSleep):
+            raise ValueError(
+                f"{type(self.elbo).__name__} takes the logarithm of an average over particles, in which the scale of a "
+                "minibatch would become a power of its rows' density: the result bounds nothing. Take all rows in "
+                "each step, or Trace_ELBO"
+            )
 
     def check_weight(self, weight: Any, num_rows: int | None) -> Tensor | None:
         """A row weight fit for this objective.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,8 +33,8 @@ def make_optimizer(optim: Any, params: Mapping[str, Tensor]) -> Optimizer:
     if isinstance(optim, PyroOptim):
         return _from_pyro(optim, params)
     if isinstance(optim, int | float) and not isinstance(optim, bool):
-        if not optim > 0:
-            raise ValueError(f"optim is Adam's learning rate and must be positive; got {optim}")
+        if not 0 < optim < math.inf:
+            raise ValueError(f"optim is Adam's learning rate and must be positive and finite; got {optim}")
         return torch.optim.Adam(list(params.values()), lr=float(optim))
     if not callable(optim):
         raise TypeError(

@@ -117,7 +117,8 @@ def test_arguments_with_rows_are_found_or_named():
 def test_frames_and_arrays_equal_tensors():
     expected = lvm.fit(density, None, X, **QUIET)
     array = X.double().numpy()
-    for data in (array, pd.Series(array), array.astype(">f8"), array.astype(np.float32)):
+    nullable = pd.Series(array, dtype="Float64")
+    for data in (array, pd.Series(array), nullable, array.tolist(), array.astype(">f8"), array.astype(np.float32)):
         equal(lvm.fit(density, None, data, **QUIET), expected)
     frame = pd.DataFrame({"a": array, "b": array})
 
@@ -287,6 +288,9 @@ def test_all_callbacks_run_even_if_the_first_stops():
 def test_validation_is_the_loss_of_the_held_out_rows():
     held_out = torch.tensor([9.0, 8.0])
     result = lvm.fit(density, None, X, num_steps=4, every=2, validation=held_out, progress=False)
+    options = {"num_steps": 4, "every": 2, "progress": False}
+    for same in ([held_out], (held_out,), held_out.tolist()):
+        assert lvm.fit(density, None, X, validation=same, **options).validation == result.validation
     loc, scale = result.params["loc"], result.params["scale"]
     assert result.validation[4] == pytest.approx(-dist.Normal(loc, scale).log_prob(held_out).sum().item(), rel=1e-5)
 
@@ -402,8 +406,9 @@ ERRORS = {
     "elbo: a class": (wrong(elbo=pyro.infer.Trace_ELBO), TypeError, r"write Trace_ELBO\(\)"),
     "elbo: a name": (wrong(elbo="Trace"), TypeError, "elbo must be a pyro.infer.ELBO; got 'Trace'"),
     "optim: a kind": (wrong(optim="adam"), TypeError, "optim must be a learning rate, .* got str"),
-    "optim: not positive": (wrong(optim=0.0), ValueError, "learning rate and must be positive; got 0.0"),
-    "optim: NaN": (wrong(optim=math.nan), ValueError, "must be positive; got nan"),
+    "optim: not positive": (wrong(optim=0.0), ValueError, "learning rate and must be positive and finite; got 0.0"),
+    "optim: NaN": (wrong(optim=math.nan), ValueError, "must be positive and finite; got nan"),
+    "optim: infinity": (wrong(optim=math.inf), ValueError, "must be positive and finite; got inf"),
     "optim: returns nothing": (wrong(optim=lambda p: None), TypeError, "must return a torch optimizer; .* NoneType"),
     "optim: scheduled by Pyro": (
         wrong(optim=pyro.optim.ExponentialLR({"optimizer": torch.optim.SGD, "optim_args": {"lr": 1.0}, "gamma": 0.1})),
@@ -426,7 +431,7 @@ ERRORS = {
     "batch_size: none": (wrong(batch_size=0), ValueError, "batch_size must be a positive integer; got 0"),
     "batch_size: too large": (wrong(batch_size=6), ValueError, "batch_size=6 exceeds the number of rows, 5"),
     "batch_size: without rows": (
-        wrong([1.0, 2.0], model=lambda x: density(X), guide=None, batch_size=1),
+        wrong({"x": 1.0}, model=lambda x: density(X), guide=None, batch_size=1),
         ValueError,
         "has no rows",
     ),
@@ -435,6 +440,7 @@ ERRORS = {
     "rows: a kind": (wrong(rows=0), TypeError, r"rows must list the positions .* such as \[0, 1\]; got 0"),
     "rows: outside": (wrong(rows=[1]), ValueError, "rows names position 1, but there are 1 data arguments"),
     "num_rows: none": (wrong(num_rows=0), ValueError, "num_rows must be a positive integer; got 0"),
+    "num_rows: too few": (wrong(num_rows=4), ValueError, "num_rows=4 is the number of rows in all, but 5 rows are"),
     "num_rows: a kind": (wrong(num_rows="5"), TypeError, "num_rows must be a positive integer; got '5'"),
     "num_rows: missing": (wrong(DataLoader(Stream(), batch_size=2)), ValueError, "no length: pass num_rows="),
     "sample_weight: a shape": (
@@ -455,6 +461,26 @@ ERRORS = {
     "every: none": (wrong(every=0), ValueError, "every must be a positive integer; got 0"),
     "every: a kind": (wrong(every=True), TypeError, "every must be a positive integer; got True"),
     "validation: too many": (wrong(validation=(X, X)), ValueError, "validation has 2 arguments, but .* given 1"),
+    "data: missing": (
+        wrong(pd.Series([1, None, 3], dtype="Int64")),
+        ValueError,
+        "data argument 0 is not finite: nan in row 1",
+    ),
+    "elbo: Renyi in minibatches": (
+        wrong(elbo=pyro.infer.RenyiELBO(num_particles=2), batch_size=2),
+        ValueError,
+        "RenyiELBO takes the logarithm of an average .* the scale of a minibatch",
+    ),
+    "elbo: Renyi in a loader's batches": (
+        wrong(DataLoader(TensorDataset(X), batch_size=2), elbo=pyro.infer.RenyiELBO(num_particles=2)),
+        ValueError,
+        "RenyiELBO takes the logarithm of an average .* the scale of a minibatch",
+    ),
+    "elbo: wake-sleep in minibatches": (
+        wrong(elbo=pyro.infer.ReweightedWakeSleep(num_particles=2, vectorize_particles=False), batch_size=2),
+        ValueError,
+        "ReweightedWakeSleep takes the logarithm of an average",
+    ),
     "validation: NaN": (
         wrong(validation=X * math.nan),
         ValueError,
@@ -477,6 +503,11 @@ ERRORS = {
     "init: unknown": (wrong(init={"a": 1.0}), ValueError, "init names 'a', which is no parameter; the parameters are"),
     "init: a shape": (wrong(init={"scale": [1.0, 2.0]}), ValueError, r"init\['scale'\] has shape \[2\], expected \[\]"),
     "init: outside": (wrong(init={"scale": -1.0}), ValueError, r"init\['scale'\] is outside its constraint"),
+    "init: on the boundary": (
+        wrong(model=mixture, guide=None, init={"weights": [1.0, 0.0]}),
+        ValueError,
+        r"init\['weights'\] is on the boundary of its constraint .*: start inside",
+    ),
     "init: NaN": (wrong(init={"scale": math.nan}), ValueError, r"init\['scale'\] is"),
     "init: infinity": (
         wrong(init={"AutoNormal.locs.mean": math.inf}),
