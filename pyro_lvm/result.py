@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_lvm import files, randomness
 from pyro_lvm.checks import check_count, check_model, check_seed
-from pyro_lvm.data import Data
+from pyro_lvm.data import Data, fingerprint
 from pyro_lvm.elbo.contraction import draw_enumerated, enumerate_model, over_support, responsibilities
 from pyro_lvm.guides import distributions
 from pyro_lvm.importance import Estimate, evidence, score
@@ -232,6 +232,7 @@ class Result:
         """What ``save`` writes: tensors and plain numbers."""
         return {
             "kind": "result",
+            "data": fingerprint(self._program.data.args) if self._program.data.complete else None,
             "params": {name: v.detach() for name, v in self._values.items()},  # without marks that Pyro left
             "num_steps": self.num_steps,
             "seconds": self.seconds,

@@ -493,6 +493,48 @@ def test_saved_and_loaded_is_the_same(tmp_path):
     torch.load(tmp_path / "r", weights_only=True)
 
 
+def test_a_loaded_fit_is_in_the_users_modules(tmp_path):
+    x = torch.randn(20, 2)
+    mixture = lvm.models.GaussianMixture(2, 2)
+    lvm.fit(mixture, None, x, num_steps=5, progress=False).save(tmp_path / "r")
+    fresh = lvm.models.GaussianMixture(2, 2)
+    fresh.initialize = lambda x: pytest.fail("a loaded model has its start")
+    result = lvm.load(tmp_path / "r", fresh, None, x)
+    for name, value in mixture.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], value)
+    torch.testing.assert_close(result.params["locs"], fresh.locs.detach())
+    again = lvm.fit(fresh, None, x, num_steps=1, optim=SGD, progress=False)
+    assert torch.equal(again.params["locs"], result.params["locs"])
+
+
+def test_a_loaded_fit_restores_statistics_that_no_gradient_trains(tmp_path):
+    net, model = module_and_guide()
+    lvm.fit(model, "mean_field", X, num_steps=5, progress=False).save(tmp_path / "r")
+    other, fresh = module_and_guide()
+    lvm.load(tmp_path / "r", fresh, "mean_field", X)
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in other.state_dict().items())
+
+
+def test_a_fit_is_loaded_with_its_own_data(tmp_path):
+    lvm.fit(conjugate, "mean_field", X, num_steps=2, progress=False).save(tmp_path / "r")
+    assert lvm.load(tmp_path / "r", conjugate, "mean_field", X.numpy()).num_steps == 2
+    with pytest.raises(ValueError, match="holds a fit to other data"):
+        lvm.load(tmp_path / "r", conjugate, "mean_field", X + 1)
+    loader = DataLoader(TensorDataset(X), batch_size=2)
+    lvm.fit(conjugate, "mean_field", loader, num_steps=2, progress=False).save(tmp_path / "r")
+    assert lvm.load(tmp_path / "r", conjugate, "mean_field", X + 1).num_steps == 2
+
+
+def test_a_load_that_fails_changes_no_module(tmp_path):
+    _, model = module_and_guide()
+    lvm.fit(model, "mean_field", X, num_steps=2, progress=False).save(tmp_path / "r")
+    net, fresh = module_and_guide()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(ValueError, match="other data"):
+        lvm.load(tmp_path / "r", fresh, "mean_field", X + 1)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
 def test_bound_programs_work_with_pyros_tools():
     _, model = module_and_guide()
     result = lvm.fit(model, "mean_field", X, num_steps=20, progress=False)
@@ -630,8 +672,8 @@ def test_wrong_arguments_of_prior_predictive_are_explained(what):
 
 
 def stub(path, **changes):
-    state = {"kind": "result", "params": {}, "losses": torch.zeros(3), "validation": {}, "seconds": 0.0, "seed": 0}
-    torch.save(state | {"compiled": False} | changes, path)
+    state = {"kind": "result", "data": None, "params": {}, "losses": torch.zeros(3), "validation": {}, "seed": 0}
+    torch.save(state | {"seconds": 0.0} | {"compiled": False} | changes, path)
 
 
 def loading(**options):
@@ -656,6 +698,7 @@ LOADS = {
     "model of a kind": (loading(model=3), TypeError, "model must be a callable"),
     "guide as data": (loading(guide=X), TypeError, "the second argument is the guide"),
     "guide unknown": (loading(guide="no"), ValueError, "unknown guide 'no'"),
+    "data of another fit": (loading(data=(X + 1,)), ValueError, "a fit to other data"),
     "data not finite": (loading(data=(X / 0,)), ValueError, "not finite"),
     "data missing": (loading(data=()), TypeError, "missing 1 required positional argument"),
     "plate unknown": (loading(plate="no"), ValueError, "plate='no' does not follow"),

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from pyro_lvm import files, randomness
-from pyro_lvm.data import Data
+from pyro_lvm.data import Data, fingerprint
+from pyro_lvm.modules import awaits_start
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
@@ -84,24 +85,38 @@ def load(
 ) -> SVIResult:
     """Read a result that ``result.save(path)`` wrote. The file is read as tensors and numbers; nothing is unpickled.
 
+    As after the fit, the user's modules hold the final values.
+
     Args:
         path: The file.
-        model: The model of the fit.
+        model: The model of the fit. It is not started from the data: what it makes in ``initialize`` must be there.
         guide: The guide of the fit.
-        data: The data of the fit.
+        data: The data of the fit; any rows, if the fit took its own from a ``DataLoader``.
         plate: As in the fit.
         rows: As in the fit.
         model_kwargs: As in the fit.
 
     Raises:
-        ValueError: if the file holds no result, or its parameters are not those of the model and guide.
+        ValueError: if the file holds no result, or one of other data, or its parameters are not those of the model and
+            guide.
     """
-    state = files.read(path, "result", ["params", "losses", "validation", "seconds", "seed", "compiled"])
+    state = files.read(path, "result", ["data", "params", "losses", "validation", "seconds", "seed", "compiled"])
     with randomness.seeded(state["seed"]):
         program = Program(model, guide, Data(data, rows), None, model_kwargs, plate)
-    here = program.parameters.start() | program.parameters.untrained()
+    if state["data"] not in (None, fingerprint(program.data.args)):
+        raise ValueError(
+            f"{str(path)!r} holds a fit to other data: load it with the data of the fit, and give new rows to score, "
+            "predict or posterior"
+        )
+    parameters = program.parameters
+    here = parameters.start() | parameters.untrained()
     expected = {name: tuple(v.shape) for name, v in here.items()}
     found = {name: tuple(v.shape) for name, v in state["params"].items()}
     if expected != found:
         raise ValueError(f"{str(path)!r} holds parameters {found}, but this model and guide have {expected}")
-    return SVIResult._from_state(program, state)
+    values = {name: v.to(here[name].device) for name, v in state["params"].items()}
+    parameters.write(values)
+    parameters.write_untrained(values)
+    if (owner := awaits_start(model)) is not None:
+        owner.initialized = True
+    return SVIResult._from_state(program, state | {"params": values})
