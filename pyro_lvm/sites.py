@@ -44,7 +44,6 @@ class Sites:
         observed: Observed sites.
         local: Latent and observed sites inside the row plate; empty where there is no row plate.
         max_plate_nesting: How many dimensions the plates of the model take.
-        plates: Plate names of each site, from left to right as in its log-density.
         row_plate: The row plate, if one was found.
     """
 
@@ -53,7 +52,6 @@ class Sites:
     observed: tuple[str, ...]
     local: tuple[str, ...]
     max_plate_nesting: int
-    plates: dict[str, tuple[str, ...]]
     row_plate: RowPlate | None
 
     @property
@@ -114,7 +112,6 @@ def describe(trace: poutine.Trace, row_plate: RowPlate | None) -> Sites:
         observed=tuple(n for n, s in sites.items() if is_observed(s)),
         local=tuple(n for n in sites if inside[n]),
         max_plate_nesting=plate_nesting(trace),
-        plates={n: tuple(f.name for f in sorted(fs, key=lambda f: f.dim)) for n, fs in frames.items()},
         row_plate=row_plate,
     )
 
