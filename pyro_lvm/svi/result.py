@@ -13,7 +13,7 @@ from pyro_lvm.modules import awaits_start
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
-from pyro_lvm.svi.stopping import StopWhenFlat
+from pyro_lvm.svi.stopping import FEWEST, StopWhenFlat
 
 
 class SVIResult(Result):
@@ -37,12 +37,14 @@ class SVIResult(Result):
         compiled: bool = False,
     ) -> None:
         self.losses, self.validation, self.compiled = losses, validation, compiled
-        converged = StopWhenFlat().is_flat(losses)
+        converged = StopWhenFlat(min_steps=FEWEST).is_flat(losses)
         super().__init__(program, values, num_steps=len(losses), seconds=seconds, converged=converged, seed=seed)
 
     def __str__(self) -> str:
         tail = self.losses[-max(1, min(100, len(self.losses) // 10)) :]
         state = "levelled off" if self.converged else "still falling: more steps would help"
+        if self.num_steps < FEWEST:
+            state = "too few steps to tell whether it has levelled off"
         lines = [
             f"{self.num_steps:,} steps in {self.seconds:.1f} s with {self._guide_name()}",
             f"ELBO {-tail.mean():.2f} nats (mean of the last {len(tail)} steps), {state}",

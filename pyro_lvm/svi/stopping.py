@@ -38,6 +38,10 @@ def improvement(losses: Tensor) -> tuple[float, float]:
     return (before.mean() - last.mean()).item(), error
 
 
+FEWEST = 40
+"""Losses below which nothing is said of their trend: ten in each quarter."""
+
+
 class StopWhenFlat:
     """Stop a fit when its loss has levelled off.
 

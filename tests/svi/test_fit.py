@@ -337,6 +337,21 @@ def test_a_stop_is_decided_alike_after_a_resume(tmp_path):
     assert resumed.converged
 
 
+@pytest.mark.parametrize(
+    ("optim", "num_steps", "converged", "told"),
+    [
+        (torch.optim.LBFGS, 39, False, "too few steps to tell"),
+        (torch.optim.LBFGS, 40, True, "steps), levelled off"),
+        (lambda p: torch.optim.SGD(p, 1e-4), 40, False, "still falling"),
+        (lambda p: torch.optim.SGD(p, 1e-4), 300, False, "still falling"),
+    ],
+)
+def test_short_fits_tell_whether_they_have_levelled_off_if_they_can(optim, num_steps, converged, told):
+    result = lvm.fit(density, None, X, optim=optim, num_steps=num_steps, progress=False)
+    assert result.converged is converged
+    assert told in str(result)
+
+
 @pytest.mark.parametrize("wrong", [0, -1, "a", True, math.nan])
 @pytest.mark.parametrize("name", ["patience", "num_errors", "min_steps"])
 def test_wrong_arguments_of_stop_when_flat_are_explained(name, wrong):
