@@ -104,9 +104,9 @@ class Result:
     def predict(self, *inputs: Any, num_draws: int = 1_000, seed: int | None = None) -> Draws:
         """Draws from the posterior predictive distribution of every observed site.
 
-        Latents outside the row plate come from the posterior. Those inside it come from the guide where it can take
-        the given rows, and from the model's prior for rows that the guide does not know. Enumerated sites come from
-        their posterior given the inputs if these hold the observations, else from the prior.
+        Latents outside the row plate come from the posterior. Those inside it come from their posterior given the
+        inputs if these hold the observations and the guide can take the rows, else from the model's prior. So do
+        enumerated sites, wherever they are.
 
         Args:
             inputs: Arguments of the model, without the observations of a supervised model (``y=None``); the fitted
@@ -215,7 +215,7 @@ class Result:
                 "pyro.sample('y', ..., obs=y) with y=None"
             )
         given = all(blank.nodes[name]["is_observed"] for name in sites.observed)
-        amortized = bool(sites.local_latent) and not self._program.covers_fitted_rows_only
+        amortized = given and bool(sites.local_latent) and not self._program.covers_fitted_rows_only
         guide_args = args if amortized else fitted
         trace = poutine.trace(self.guide).get_trace(*guide_args, **kwargs)
         for name in sites.local_latent if guide_args is not args else ():

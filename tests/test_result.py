@@ -418,6 +418,37 @@ def test_new_rows_of_an_amortized_guide_come_from_it():
     assert draws.mean(0)[0].item() == pytest.approx(3.0, abs=0.12)
 
 
+def latent_regression(x, y=None):
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(slope * x + z, 0.5), obs=y)
+
+
+def guide_of_observations(x, y):
+    pyro.sample("slope", dist.Normal(pyro.param("loc", torch.tensor(2.0)), 0.1))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("z", dist.Normal(y / 1.25, 0.2**0.5))
+
+
+def guide_of_inputs(x, y=None):
+    """It can run without the observations, and yet stands for the posterior given them."""
+    pyro.sample("slope", dist.Normal(pyro.param("loc", torch.tensor(2.0)), 0.1))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("z", dist.Normal(7.0 + x, 0.01))
+
+
+@pytest.mark.parametrize("guide", [guide_of_observations, guide_of_inputs])
+@pytest.mark.parametrize("inputs", [(torch.tensor([3.0, 0.0]),), (torch.tensor([3.0, 0.0]), None)], ids=len)
+def test_rows_without_their_observations_have_latents_from_the_prior(guide, inputs):
+    draws = still(latent_regression, guide, X, X + 1).predict(*inputs, num_draws=3000)["y"]
+    for row, x in zip(draws.T, (3.0, 0.0), strict=True):
+        exact = scipy.stats.norm(2 * x, math.sqrt((0.1 * x) ** 2 + 1 + 0.25))
+        assert scipy.stats.kstest(row.numpy(), exact.cdf).pvalue > 1e-3
+    # the one slope of a draw is in all its rows
+    assert torch.corrcoef(still(latent_regression, guide, X, X).predict(100 * X, num_draws=500)["y"].T)[1, 2] < -0.9
+
+
 def test_mixture_predictions_follow_the_rows_given():
     result = still(mixture, None, X)
     draws = result.predict(torch.tensor([-2.0, 2.5]), num_draws=3000)["x"]
