@@ -19,10 +19,11 @@ from pyro.infer.autoguide import (
     AutoStructured,
     init_to_median,
 )
-from pyro.infer.autoguide.guides import AutoContinuous
+from pyro.infer.autoguide.guides import AutoCallable, AutoContinuous
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
+from pyro_lvm.modules import reachable_modules
 from pyro_lvm.sites import Site, Sites, sample_sites
 
 _NAMED: dict[str, type[AutoGuide]] = {
@@ -79,9 +80,12 @@ def _by_name(model: Callable, name: str, sites: Sites) -> AutoGuide:
     return _NAMED[name](visible, init_loc_fn=init_to_median)
 
 
-def shares_rows(guide: Callable) -> bool:
-    """Whether a guide keeps one parameter per element of the latents it first saw, as all AutoGuides do."""
-    return isinstance(guide, AutoGuide)
+def shares_rows(guide: Callable, local: Collection[str]) -> bool:
+    """Whether an AutoGuide, alone or inside the guide, covers one of these latents: it has a parameter per element."""
+    modules = [module for _, module in reachable_modules(guide)]
+    parts = {part for module in modules for part in module.modules() if isinstance(part, AutoGuide)}
+    traces = [part.prototype_trace for part in parts if not isinstance(part, AutoGuideList | AutoCallable)]
+    return any(trace is not None and not trace.nodes.keys().isdisjoint(local) for trace in traces)
 
 
 def couples_rows(guide: Callable, local: Collection[str]) -> bool:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_site_shape
 from torch import Tensor
 
+from pyro_lvm import randomness
 from pyro_lvm.checks import check_model
 from pyro_lvm.data import Data
 from pyro_lvm.guides import couples_rows, no_guide, resolve, shares_rows
@@ -57,6 +60,8 @@ class Program:
         try:
             with unchanged_buffers(model, guide):
                 self._inspect(guide, plate)
+                with randomness.seeded(0):
+                    self.covers_fitted_rows_only = self._covers_these_rows_only()
         except RuntimeError as error:
             if "dtype" in str(error):
                 raise ValueError(f"{self._dtypes()}; the model failed on them: {error}") from error
@@ -104,6 +109,7 @@ class Program:
         trace = model.get_trace(*self.example, **self.model_kwargs)
         self.max_plate_nesting = plate_nesting(trace, guide)
         self.guide_enumerates = any(s["infer"].get("enumerate") for s in sample_sites(guide).values())
+        self._check_shapes(guide, trace)
         hidden = sorted(pyro.get_param_store().keys())
         if hidden:
             raise ValueError(
@@ -114,6 +120,15 @@ class Program:
         values = [s["value"] for t in (guide, trace) for s in t.nodes.values() if s["type"] in ("sample", "param")]
         differentiable = [v.sum() for v in values if isinstance(v, Tensor) and v.requires_grad]
         return torch.stack([t.reshape(()).to(torch.float64) for t in terms + differentiable]).sum()
+
+    @staticmethod
+    def _check_shapes(*traces: poutine.Trace) -> None:
+        """Pyro's check of every site's log-density against its plates, which its estimators make in part only."""
+        if is_validation_enabled():
+            for trace in traces:
+                trace.compute_log_prob()
+                for site in sample_sites(prune_subsample_sites(trace)).values():
+                    check_site_shape(site, math.inf)
 
     def _check_guide(self, guide_trace: poutine.Trace) -> set[str]:
         covered = sample_sites(prune_subsample_sites(guide_trace))
@@ -155,11 +170,6 @@ class Program:
                 "convert the data (x.float()) or the model (model.double(), torch.set_default_dtype)"
             )
 
-    @property
-    def covers_fitted_rows_only(self) -> bool:
-        """Whether the guide's local latents belong to the rows it was fitted on, so that it cannot take others."""
-        return bool(self.sites.local_latent) and shares_rows(self.guide)
-
     def check_minibatches(self) -> None:
         """Refuse minibatches that would fit something else than the user means.
 
@@ -172,24 +182,32 @@ class Program:
                 "batches of rows were given, but no plate of the model follows the rows of the data: write "
                 "pyro.plate('rows', len(x)) around what belongs to a row, or pyro.plate('rows', N, subsample=x)"
             )
-        if self.sites.local_latent and (shares_rows(self.guide) or self.guide_grows):
+        if self.covers_fitted_rows_only:
             raise ValueError(
                 f"the site {self.sites.local_latent[0]!r} is latent in the row plate {plate.name!r}, and this guide "
                 "keeps one parameter per row: minibatches would share them between different rows. Write an amortized "
                 "guide, a function of the rows"
             )
 
-    @cached_property
-    def guide_grows(self) -> bool:
-        """Whether the guide has ``pyro.param`` statements whose shape follows the rows."""
-        if not self.sites.local_latent or self.data.num_rows in (None, 1):
+    def _covers_these_rows_only(self) -> bool:
+        """Whether the guide's local latents belong to the rows that it saw, so that it cannot take others.
+
+        So it is with AutoGuides, with ``pyro.param`` statements whose shape follows the rows, and with guides that do
+        not run on fewer rows.
+        """
+        if not self.sites.local_latent or self.data.num_rows is None:
             return False
+        if shares_rows(self.guide, self.sites.local_latent):
+            return True
         shapes = []
         for count in (1, 2):
             # batch norm refuses a single row in training
             private = private_statements(self.guide)
             with pyro.get_param_store().scope(), self.parameters.evaluating(), private as statements:
-                self.guide(*self.data.take(slice(0, count)), **self.model_kwargs)
+                try:
+                    self.guide(*self.data.take(torch.arange(count) % self.data.num_rows), **self.model_kwargs)
+                except (RuntimeError, ValueError, IndexError):  # what shapes that do not fit raise
+                    return True
             shapes.append({name: value.shape for name, value in statements.unconstrained.items()})
         return shapes[0] != shapes[1]
 

@@ -802,6 +802,34 @@ def test_a_start_from_data_sees_all_rows():
     assert result.params["loc"].item() == pytest.approx(4.5, abs=1e-4)
 
 
+def grown(x):
+    with pyro.plate("rows", len(x)):
+        pyro.sample("z", dist.Normal(pyro.param("l", lambda: torch.full((len(x),), 20.0)), 0.1))
+
+
+def fixed(x):
+    loc = pyro.param("l", torch.full((len(X),), 20.0))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("z", dist.Normal(loc, 0.1))
+
+
+@pytest.mark.parametrize(("guide", "num_rows"), [(grown, len(X)), (grown, 1), (fixed, len(X))])
+def test_a_guide_with_parameters_of_its_rows_takes_no_others(guide, num_rows):
+    result = still(local, guide, X[:num_rows])
+    other = torch.zeros(num_rows)
+    for call in (result.score, result.posterior):
+        with pytest.raises(ValueError, match="fitted rows alone"):
+            call(other)
+    with pytest.raises(ValueError, match="amortized guide"):
+        lvm.fit(local, guide, X[:num_rows], num_steps=1, validation=other, progress=False)
+    # rows of their own get latents from the prior, N(0, 1), and not from the guide, near 20
+    state = torch.get_rng_state()
+    draws = result.predict(other, num_draws=4000)["x"]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert draws.mean(0).abs().max() < 5 * (2 / 4000) ** 0.5
+    assert (result.predict(num_draws=100)["x"].mean(0) > 15).all()
+
+
 def test_a_bound_method_gets_the_start_of_its_module():
     x = torch.cat([torch.randn(20, 1) - 9, torch.randn(60, 1) + 9])
     mixture = lvm.models.GaussianMixture(2, 1)

@@ -6,13 +6,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer import (
     Trace_ELBO,
     TraceGraph_ELBO,
     TraceMeanField_ELBO,
 )
-from pyro.infer.autoguide import AutoDelta, AutoIAFNormal, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoIAFNormal, AutoNormal
 from torch import nn
 
 import pyro_lvm as lvm
@@ -321,6 +322,50 @@ def fixed_guide(x):
 def test_a_guide_with_parameters_of_each_row_is_refused(guide, batch_size):
     with pytest.raises(ValueError, match=r"the site 'z' is latent in the row plate 'rows'.*amortized guide"):
         lvm.fit(local_model, guide, torch.randn(8), batch_size=batch_size, progress=False)
+
+
+def wrapped(x):
+    return GUIDE(x)
+
+
+GUIDE = AutoNormal(local_model)
+
+
+def part_of_a_list():
+    guide = AutoGuideList(mean_and_rows)
+    guide.append(AutoNormal(poutine.block(mean_and_rows, expose=["mean"])))
+    guide.append(AutoNormal(poutine.block(mean_and_rows, expose=["z"])))
+    return guide
+
+
+def mean_and_rows(x):
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Normal(mean, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("model", "guide"),
+    [(local_model, wrapped), (local_model, lambda x: GUIDE(x)), (mean_and_rows, part_of_a_list())],
+    ids=["by a global", "by a function", "in a list"],
+)
+def test_an_autoguide_inside_the_guide_is_refused(model, guide):
+    with pytest.raises(ValueError, match=r"the site 'z' is latent in the row plate 'rows'.*amortized guide"):
+        lvm.fit(model, guide, torch.randn(8), batch_size=4, progress=False)
+
+
+def test_an_autoguide_over_the_global_part_serves_minibatches():
+    part = AutoNormal(poutine.block(mean_and_rows, expose=["mean"]))
+
+    def guide(x):
+        part(x)
+        slope = pyro.param("slope", torch.tensor(0.5))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(slope * x, 0.5**0.5))
+
+    result = lvm.fit(mean_and_rows, guide, torch.randn(8), num_steps=3, batch_size=4, progress=False)
+    assert result.predict(torch.randn(5), num_draws=2)["x"].shape == (2, 5)
 
 
 def test_a_guide_whose_rows_do_not_shrink_is_refused():
