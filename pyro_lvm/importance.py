@@ -155,6 +155,7 @@ def score(program: Program, values: Values, args: tuple[Any, ...], num_draws: in
     if sites.row_plate is None:
         raise ValueError(
             "the model has no plate that follows the rows of the data, so that no row has a score of its own"
+            + program.sites.search
         )
     if program.couples_rows:
         raise ValueError("this guide draws the latents of all rows jointly, so that no row has a score of its own")

@@ -73,8 +73,8 @@ class Program:
         with store.scope():
             with private_statements(self.model):
                 trace = self._explained(prior_trace, self.model, *self.example, **self.model_kwargs)
-                row_plate = find_row_plate(self.model, self.data, self.model_kwargs, plate)
-            self.sites = describe(trace, row_plate)
+                row_plate, search = find_row_plate(self.model, self.data, self.model_kwargs, plate)
+            self.sites = describe(trace, row_plate, search)
             self.guide = resolve(self.model, guide, self.sites)
             with private_statements(self.model, self.guide):
                 # the first call of an AutoGuide makes its parameters
@@ -181,6 +181,7 @@ class Program:
             raise ValueError(
                 "batches of rows were given, but no plate of the model follows the rows of the data: write "
                 "pyro.plate('rows', len(x)) around what belongs to a row, or pyro.plate('rows', N, subsample=x)"
+                + self.sites.search
             )
         if self.covers_fitted_rows_only:
             raise ValueError(

@@ -45,6 +45,7 @@ class Sites:
         local: Latent and observed sites inside the row plate; empty where there is no row plate.
         max_plate_nesting: How many dimensions the plates of the model take.
         row_plate: The row plate, if one was found.
+        search: Why the search for a row plate failed, to be added to an error; empty where it did not.
     """
 
     latent: tuple[str, ...]
@@ -53,6 +54,7 @@ class Sites:
     local: tuple[str, ...]
     max_plate_nesting: int
     row_plate: RowPlate | None
+    search: str = ""
 
     @property
     def local_latent(self) -> tuple[str, ...]:
@@ -101,7 +103,7 @@ def plate_nesting(*traces: poutine.Trace) -> int:
     return max((-d for d in dims), default=0)
 
 
-def describe(trace: poutine.Trace, row_plate: RowPlate | None) -> Sites:
+def describe(trace: poutine.Trace, row_plate: RowPlate | None, search: str = "") -> Sites:
     """Sort the sites of a trace of the model."""
     sites = sample_sites(trace)
     frames = {name: [f for f in s["cond_indep_stack"] if f.vectorized] for name, s in sites.items()}
@@ -113,13 +115,16 @@ def describe(trace: poutine.Trace, row_plate: RowPlate | None) -> Sites:
         local=tuple(n for n in sites if inside[n]),
         max_plate_nesting=plate_nesting(trace),
         row_plate=row_plate,
+        search=search,
     )
 
 
 _PROBE_ROWS = 64
 
 
-def find_row_plate(model: Callable, data: Data, kwargs: dict[str, Any], name: str | None = None) -> RowPlate | None:
+def find_row_plate(
+    model: Callable, data: Data, kwargs: dict[str, Any], name: str | None = None
+) -> tuple[RowPlate | None, str]:
     """The plate whose size follows the number of rows, found by two runs on different numbers of rows.
 
     Args:
@@ -129,13 +134,13 @@ def find_row_plate(model: Callable, data: Data, kwargs: dict[str, Any], name: st
         name: The plate to take, if the user names one.
 
     Returns:
-        The row plate, or None if no plate follows the rows.
+        The row plate, or None if no plate follows the rows; and why the search failed, if it did.
 
     Raises:
         ValueError: if several plates follow the rows and none is named, or if the named one does not.
     """
     if data.num_rows is None:
-        return None
+        return None, ""
     count = max(3, min(data.num_rows, _PROBE_ROWS))
     index = torch.arange(count) % data.num_rows
     try:
@@ -143,18 +148,18 @@ def find_row_plate(model: Callable, data: Data, kwargs: dict[str, Any], name: st
     except Exception as error:
         if name is not None:
             raise ValueError(f"plate={name!r}: the model does not run on a part of the rows: {error}") from error
-        return None
+        return None, f" (the search for it failed: the model does not run on a part of the rows: {error})"
     following = [n for n, f in more.items() if n in fewer and (f.size, fewer[n].size) == (count, count - 1)]
     if name is not None and name not in following:
         raise ValueError(f"plate={name!r} does not follow the rows of the data; those that do: {following}")
     if name is None and len(following) > 1:
         raise ValueError(f"several plates follow the rows of the data: {following}; name one with plate=")
     if not following:
-        return None
+        return None, ""
     chosen = name or following[0]
     full_size = more[chosen].full_size
     subsampled = full_size is not None and full_size == fewer[chosen].full_size
-    return RowPlate(chosen, more[chosen].dim, subsampled)
+    return RowPlate(chosen, more[chosen].dim, subsampled), ""
 
 
 def _plates(trace: poutine.Trace) -> dict[str, Any]:

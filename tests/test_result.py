@@ -830,6 +830,22 @@ def test_a_guide_with_parameters_of_its_rows_takes_no_others(guide, num_rows):
     assert (result.predict(num_draws=100)["x"].mean(0) > 15).all()
 
 
+def test_why_no_row_plate_was_found_is_said_where_one_is_needed():
+    def model(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        if len(x) != len(X):
+            raise KeyError("a table of 5 rows")
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    result = lvm.fit(model, "mean_field", X, num_steps=2, progress=False)
+    with pytest.raises(ValueError, match=r"score of its own .*a table of 5 rows"):
+        result.score()
+    for option in ({"batch_size": 5}, {"sample_weight": torch.ones(5)}):
+        with pytest.raises(ValueError, match=r"does not run on a part of the rows: 'a table of 5 rows'"):
+            lvm.fit(model, "mean_field", X, progress=False, **option)
+
+
 def test_a_bound_method_gets_the_start_of_its_module():
     x = torch.cat([torch.randn(20, 1) - 9, torch.randn(60, 1) + 9])
     mixture = lvm.models.GaussianMixture(2, 1)

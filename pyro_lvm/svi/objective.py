@@ -239,7 +239,8 @@ class Objective:
         """
         weight = check_weight(weight, num_rows)
         if weight is not None and self.program.sites.row_plate is None:
-            raise ValueError("sample_weight needs a plate that follows the rows, such as pyro.plate('rows', len(x))")
+            needed = "sample_weight needs a plate that follows the rows, such as pyro.plate('rows', len(x))"
+            raise ValueError(needed + self.program.sites.search)
         if weight is not None and self.program.couples_rows:
             raise ValueError("sample_weight needs a guide whose rows are independent: this one draws them jointly")
         return weight
