@@ -38,6 +38,23 @@ def no_guide(*args: Any, **kwargs: Any) -> None:
     """The guide of a model whose latents are all enumerated."""
 
 
+def check_guide(guide: Any) -> None:
+    """Refuse what can be no guide, before anything runs.
+
+    Raises:
+        TypeError: if it is data, a class, or no callable, name or None.
+    """
+    if isinstance(guide, Tensor) or hasattr(guide, "__array__"):
+        raise TypeError(
+            "the second argument is the guide, and data came in its place; write fit(model, None, *data) "
+            "for a model that needs no guide, or fit(model, 'mean_field', *data)"
+        )
+    if isinstance(guide, type):
+        raise TypeError(f"guide is the class {guide.__name__}: pass an object, such as {guide.__name__}(model)")
+    if guide is not None and not isinstance(guide, str) and not callable(guide):
+        raise TypeError(f"guide must be a callable, one of {sorted(_NAMED)} or None; got {type(guide).__name__}")
+
+
 def resolve(model: Callable, guide: Any, sites: Sites) -> Callable:
     """The guide that the user means.
 
@@ -47,14 +64,8 @@ def resolve(model: Callable, guide: Any, sites: Sites) -> Callable:
         sites: The sites of the model.
 
     Raises:
-        TypeError: if the guide is data.
         ValueError: for an unknown name, and for latents that no guide covers.
     """
-    if isinstance(guide, Tensor) or hasattr(guide, "__array__"):
-        raise TypeError(
-            "the second argument is the guide, and data came in its place; write fit(model, None, *data) "
-            "for a model that needs no guide, or fit(model, 'mean_field', *data)"
-        )
     if guide is None:
         guide = getattr(model, "guide", None)
     if guide is None:
@@ -66,8 +77,6 @@ def resolve(model: Callable, guide: Any, sites: Sites) -> Callable:
         return no_guide
     if isinstance(guide, str):
         return _by_name(model, guide, sites)
-    if not callable(guide):
-        raise TypeError(f"guide must be a callable, one of {sorted(_NAMED)} or None; got {type(guide).__name__}")
     return guide
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_lvm import randomness
 from pyro_lvm.checks import check_model
 from pyro_lvm.data import Data
-from pyro_lvm.guides import couples_rows, no_guide, resolve, shares_rows
+from pyro_lvm.guides import check_guide, couples_rows, no_guide, resolve, shares_rows
 from pyro_lvm.modules import unchanged_buffers
 from pyro_lvm.params import Bound, Parameters, Values
 from pyro_lvm.sites import ScaleRows, describe, find_row_plate, plate_nesting, prior_trace, sample_sites
@@ -54,6 +54,7 @@ class Program:
         check_model(model, model_kwargs, plate)
         if plate is not None and data.num_rows is None:
             raise ValueError(f"plate={plate!r} was given, but the data has no rows")
+        check_guide(guide)
         self.model, self.data = model, data
         self.model_kwargs = dict(model_kwargs or {})
         self.example = data.args if example is None else example

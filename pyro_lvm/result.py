@@ -95,6 +95,7 @@ class Result:
             trace = poutine.trace(self.guide).get_trace(*args, **kwargs)
             found = program.call(self._values, distributions, program.guide, trace, program.sites.latent)
             if program.sites.enumerated:
+                self._refuse_missing_observations(args, "posterior")
                 count = num_draws if program.sites.latent else 1
                 means = repeat(lambda: self._responsibilities(args), count)
                 sites = sample_sites(prior_trace(self.model, *args, **kwargs))
@@ -143,6 +144,7 @@ class Result:
         args = self._arguments(data)
         self._refuse_other_rows(args)
         with self._quiet(seed):
+            self._refuse_missing_observations(args, "score")
             return score(self._program, self._values, args, num_draws)
 
     def evidence(self, num_particles: int = 1_000, proposal: str = "guide", seed: int | None = None) -> Estimate:
@@ -169,11 +171,26 @@ class Result:
         fitted = self._program.data
         if not given:
             if needs_rows and not fitted.complete:
-                raise ValueError("the fit took its rows from a DataLoader and kept none of them: pass the rows")
+                raise ValueError(
+                    "the fit took its rows from a DataLoader and kept none of them: pass rows where the call takes them, "
+                    "or save the result and load it with all rows, lvm.load(path, model, guide, *data)"
+                )
             return fitted.args
         args = Data(given).args
+        for i, (new, old, has_rows) in enumerate(zip(args, fitted.args, fitted.has_rows, strict=False)):
+            shapes = [list(a.shape[1:]) if isinstance(a, Tensor) and a.dim() else None for a in (new, old)]
+            if has_rows and new is not None and shapes[0] != shapes[1]:
+                got = list(new.shape) if isinstance(new, Tensor) else repr(new)
+                raise ValueError(f"argument {i} must have rows of shape {shapes[1]}, as in the fit; got {got}")
         self._program.check_dtypes(args)
         return fitted.args if fitted.holds(args) else args
+
+    def _refuse_missing_observations(self, args: tuple[Any, ...], call: str) -> None:
+        """A model that draws what it does not observe would be weighed by its own draws."""
+        run = prior_trace(self.model, *args, **self._program.model_kwargs)
+        absent = [n for n in self._program.sites.observed if n not in run.nodes or not run.nodes[n]["is_observed"]]
+        if absent:
+            raise ValueError(f"{call} needs the observations of {absent[0]!r}, and these arguments have none")
 
     def _refuse_other_rows(self, args: tuple[Any, ...]) -> None:
         if args is not self._program.data.args and self._program.covers_fitted_rows_only:

@@ -1054,3 +1054,30 @@ def test_weights_of_many_rows_are_averaged_in_parts(monkeypatch):
     parts = result.evidence(500)
     assert near(parts, LOCAL_SCORES.sum())
     assert parts.standard_error == pytest.approx(whole.standard_error, rel=0.3, abs=1e-6)
+
+
+def test_scores_need_the_observations():
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            return pyro.sample("y", dist.Normal(w * x + z, 1.0), obs=y)
+
+    result = lvm.fit(model, "mean_field", X, 2 * X, num_steps=2, progress=False)
+    for method in ("score", "posterior"):
+        with pytest.raises(ValueError, match=f"{method} needs the observations of 'y', and these arguments have none"):
+            getattr(result, method)(X[:2])
+    assert result.predict(X[:2])["y"].shape == (1_000, 2)
+
+
+@pytest.mark.parametrize("wrong, got", [(torch.zeros(3), r"\[3\]"), (torch.zeros(4, 2), r"\[4, 2\]"), (5, "5")])
+def test_rows_of_another_shape_are_refused(wrong, got):
+    def model(x):
+        base = pyro.param("base", torch.zeros(3))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(base, 1.0).to_event(1), obs=x)
+
+    result = still(model, None, torch.zeros(6, 3))
+    for method in (result.score, result.predict, result.posterior):
+        with pytest.raises(ValueError, match=rf"argument 0 must have rows of shape \[3\], as in the fit; got {got}"):
+            method(wrong)

@@ -9,6 +9,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import constraints
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormal
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 import pyro_lvm as lvm
@@ -563,3 +565,35 @@ def test_numpy_integers_count(tmp_path):
     assert torch.equal(result.losses, plain.losses)
     result.save(tmp_path / "r")
     assert lvm.load(tmp_path / "r", model, "mean_field", X).seed == 3
+
+
+@pytest.mark.parametrize("elbo", [None, Trace_ELBO(), TraceMeanField_ELBO()])
+@pytest.mark.parametrize("kind", ["a column for a vector", "no plate", "no plate in the guide"])
+def test_shapes_that_pyro_refuses_are_refused(kind, elbo):
+    def regression(x, y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        if kind == "no plate":
+            pyro.sample("y", dist.Normal(w * x, 1.0), obs=y)
+        else:
+            with pyro.plate("rows", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("y", dist.Normal(w * x + z, 1.0), obs=y)
+
+    def guide(x, y):
+        pyro.sample("w", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 1.0))
+        pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    x = torch.arange(5.0)
+    y = x[:, None] if kind == "a column for a vector" else x
+    with pytest.raises(ValueError, match="invalid log_prob shape"):
+        lvm.fit(regression, guide if kind.endswith("guide") else "mean_field", x, y, elbo=elbo, progress=False)
+
+
+def test_a_forgotten_guide_and_a_class_are_explained():
+    def model(X, y):
+        pyro.sample("y", dist.Normal(pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1)).sum(), 1.0), obs=y)
+
+    with pytest.raises(TypeError, match="the second argument is the guide, and data came in its place"):
+        lvm.fit(model, torch.zeros(5, 3), torch.zeros(5))
+    with pytest.raises(TypeError, match=r"guide is the class AutoNormal: pass an object, such as AutoNormal\(model\)"):
+        lvm.fit(model, AutoNormal, torch.zeros(5, 3), torch.zeros(5))
