@@ -77,6 +77,7 @@ def logistic_regression():
         print(f'   guide "{name}"')
         fitted(results[name])
         tell("log p(y | X)", f"{results[name].evidence(2_000)}")
+    print("   Both estimate the same number. Mean field is too narrow a guide for it: believe the higher one.\n")
     best = results["full_rank"]
     probs = model.predict_proba(X, best.sample(1_000))
     tell("accuracy", f"{((probs[:, 1] > 0.5) == (y == 1)).float().mean():.1%} on the fitted tumours")

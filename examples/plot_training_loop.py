@@ -45,8 +45,7 @@ for batch in batches:
 # ------
 #
 # The guide of PPCA is its exact posterior, so that the loss has no noise. Then methods for smooth functions apply,
-# such as L-BFGS, which ``fit`` does not offer, since it would fail on most models. The maximum is known in closed
-# form.
+# such as L-BFGS, which would fail on a noisy loss. The maximum is known in closed form.
 
 eigenvalues = np.linalg.eigvalsh(np.cov(x.double().numpy().T, bias=True))[::-1]
 noise = eigenvalues[L:].mean()

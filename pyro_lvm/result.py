@@ -172,7 +172,7 @@ class Result:
         if not given:
             if needs_rows and not fitted.complete:
                 raise ValueError(
-                    "the fit took its rows from a DataLoader and kept none of them: pass rows where the call takes them, "
+                    "the fit took its rows from a DataLoader and kept none of them: pass rows where a call takes them, "
                     "or save the result and load it with all rows, lvm.load(path, model, guide, *data)"
                 )
             return fitted.args
