@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pyro_lvm.data import Data, LoaderRows, ShuffledRows, as_tensor, check_weight, fingerprint
+from pyro_lvm.batches import LoaderRows, ShuffledRows
+from pyro_lvm.data import Data, as_tensor, check_weight, fingerprint
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ ORDER = (
     "randomness",
     "files",
     "data",
+    "batches",
     "modules",
     "statements",
     "params",

@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from pyro_lvm import files, randomness
+from pyro_lvm.batches import Batches, LoaderRows, ShuffledRows, WholeData
 from pyro_lvm.checks import check_count, check_seed
-from pyro_lvm.data import Batches, Data, LoaderRows, ShuffledRows, WholeData, as_arguments, check_num_rows
+from pyro_lvm.data import Data, as_arguments, check_num_rows
 from pyro_lvm.modules import unchanged_if_it_fails
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_lvm import randomness
-from pyro_lvm.data import Batches
+from pyro_lvm.batches import Batches
 from pyro_lvm.svi.nonfinite import NonFiniteError, blame
 from pyro_lvm.svi.objective import Objective
 from pyro_lvm.svi.optimizers import make_clipping, make_optimizer, make_scheduler

@@ -17,7 +17,8 @@ from pyro.infer.autoguide import AutoDelta, AutoGuideList, AutoIAFNormal, AutoNo
 from torch import nn
 
 import pyro_lvm as lvm
-from pyro_lvm.data import Data, ShuffledRows
+from pyro_lvm.batches import ShuffledRows
+from pyro_lvm.data import Data
 
 N, D = 11, 3
 EPS = torch.tensor(0.7, dtype=torch.float64)

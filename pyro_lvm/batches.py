@@ -1,0 +1,137 @@
+"""Where the batch of each step comes from: all rows, shuffled minibatches, or a ``DataLoader``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pyro_lvm import randomness
+from pyro_lvm.data import Data, as_arguments, rows_of
+
+Batch = tuple[tuple[Any, ...], Tensor | None]
+
+
+class Batches(ABC):
+    """Where each step's batch comes from."""
+
+    @abstractmethod
+    def get(self, step: int) -> Batch:
+        """The batch of a step, counted from 0."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must carry, beside the step."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Continue where ``state_dict`` was taken."""
+
+
+class WholeData(Batches):
+    """Every batch is the whole data."""
+
+    def __init__(self, data: Data, weight: Tensor | None) -> None:
+        self.batch: Batch = (data.args, weight)
+
+    def get(self, step: int) -> Batch:
+        """The whole data, whatever the step."""
+        return self.batch
+
+
+class ShuffledRows(Batches):
+    """Minibatches without replacement, newly shuffled each epoch; the last of an epoch may be short.
+
+    The order of epoch e is a pure function of (seed, e), so that no state is carried.
+    """
+
+    def __init__(self, data: Data, weight: Tensor | None, batch_size: int, seed: int) -> None:
+        assert data.num_rows is not None
+        self.data, self.weight, self.batch_size, self.seed = data, weight, batch_size, seed
+        self.num_rows = data.num_rows
+        self.num_batches = -(-data.num_rows // batch_size)
+        self.epoch = -1
+
+    def get(self, step: int) -> Batch:
+        """The batch of a step, counted from 0."""
+        epoch, position = divmod(step, self.num_batches)
+        if epoch != self.epoch:
+            generator = torch.Generator().manual_seed(
+                int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
+            )
+            self.order = torch.randperm(self.num_rows, generator=generator, device="cpu")
+            self.epoch = epoch
+        index = self.order[position * self.batch_size : (position + 1) * self.batch_size]
+        return self.data.take(index), None if self.weight is None else rows_of(self.weight, index)
+
+
+class LoaderRows(Batches):
+    """Batches from a torch ``DataLoader``, begun anew whenever it ends.
+
+    Attributes:
+        generators: Those that the loader and its samplers draw from instead of torch's own.
+
+    The loader works on the CPU, whatever the device of the fit: its samplers draw from generators of the CPU.
+    A checkpoint carries the random state at the start of the epoch; continuing replays the epoch up to its place.
+    """
+
+    def __init__(self, loader: DataLoader, device: torch.device | str | None) -> None:
+        self.loader, self.device = loader, device
+        parts = (loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
+        own = [getattr(part, "generator", None) for part in parts]
+        self.generators = list(dict.fromkeys(g for g in own if isinstance(g, torch.Generator)))
+        self.iterator: Iterator | None = None
+        self.start: dict[str, Any] = {}
+        self.taken = 0
+
+    def first(self) -> tuple[Any, ...]:
+        """The first batch of a pass of its own."""
+        with self._on_cpu():
+            return self._arguments(next(iter(self.loader)))
+
+    def get(self, step: int) -> Batch:
+        """The next batch; the loader keeps its own count."""
+        with self._on_cpu():
+            if self.iterator is None:
+                self._begin()
+            try:
+                batch = next(self.iterator)  # type: ignore[arg-type]
+            except StopIteration:
+                self._begin()
+                batch = next(self.iterator)  # type: ignore[arg-type]
+        self.taken += 1
+        return self._arguments(batch), None
+
+    def _on_cpu(self) -> AbstractContextManager:
+        return nullcontext() if self.device is None else torch.device("cpu")
+
+    def _arguments(self, batch: Any) -> tuple[Any, ...]:
+        return Data(as_arguments(batch), device=self.device).args
+
+    def _begin(self) -> None:
+        self.start = {"torch": randomness.get_state(), "own": [g.get_state() for g in self.generators]}
+        self.iterator, self.taken = iter(self.loader), 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must carry."""
+        return {"start": self.start, "taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken."""
+        if not state["start"]:
+            return
+        now = randomness.get_state()
+        randomness.set_state(state["start"]["torch"])
+        for generator, own in zip(self.generators, state["start"]["own"], strict=True):
+            generator.set_state(own)
+        with self._on_cpu():
+            self._begin()
+            for _ in range(state["taken"]):
+                next(self.iterator)  # type: ignore[arg-type]
+        self.taken = state["taken"]
+        randomness.set_state(now)
