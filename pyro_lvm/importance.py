@@ -114,9 +114,11 @@ def evidence(program: Program, values: Values, args: tuple[Any, ...], num_draws:
     refuse_random_rows(sample_sites(prior_trace(model, *args, **program.model_kwargs)))
     if not sites.latent:
         return Estimate(_totals(log_weights(program, values, args, 1)).item(), 0.0)
-    reason = lacks_density(program.guide, _guide_trace(program, values, args), sites.latent)
-    if proposal == "guide" and reason:
-        raise ValueError(f"{reason}: use proposal='prior', or another guide")
+    if proposal == "guide":
+        trace = _guide_trace(program, values, args)
+        reason = lacks_density(program.guide, trace, sites.latent) or _masked_apart(program, values, args, trace)
+        if reason:
+            raise ValueError(f"{reason}: use proposal='prior', or another guide")
     parts = log_weights(program, values, args, num_draws, proposal)
     separate = set(sites.latent) == set(sites.local_latent) and not sites.shared_enumerated
     if separate and not (proposal == "guide" and program.couples_rows):
@@ -144,6 +146,17 @@ def _guide_trace(program: Program, values: Values, args: tuple[Any, ...]) -> pou
     return poutine.trace(program.bind(values, program.guide)).get_trace(*args, **program.model_kwargs)
 
 
+def _masked_apart(program: Program, values: Values, args: tuple[Any, ...], guide_trace: poutine.Trace) -> str:
+    """Why elements that the model masks out would be divided by their density in the guide; empty if none would."""
+    model = poutine.replay(program.bind(values, program.model), trace=guide_trace)
+    sites = sample_sites(poutine.trace(model).get_trace(*args, **program.model_kwargs))
+    for name in program.sites.latent:
+        masks = (sites[name]["mask"], guide_trace.nodes[name]["mask"])
+        if not torch.equal(*torch.broadcast_tensors(*(torch.as_tensor(True if m is None else m) for m in masks))):
+            return f"the model masks elements of {name!r} and the guide does not mask the same"
+    return ""
+
+
 def score(program: Program, values: Values, args: tuple[Any, ...], num_draws: int) -> Estimate:
     """log p(x_i) of each row: latents outside the row plate averaged over the guide, those inside integrated out.
 
@@ -165,6 +178,7 @@ def score(program: Program, values: Values, args: tuple[Any, ...], num_draws: in
         )
     trace = _guide_trace(program, values, args)
     reason = lacks_density(program.guide, trace, sites.local_latent) if sites.local_latent else ""
+    reason = reason or _masked_apart(program, values, args, trace)
     if reason:
         raise ValueError(f"{reason}, so that the rows' latents cannot be integrated out: use another guide")
     exact = len(points(program.guide, trace, sites.latent)) == len(sites.latent)

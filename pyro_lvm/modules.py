@@ -29,7 +29,7 @@ _VALUES = (str, bytes, Number, Tensor, np.generic)  # of which a list may hold a
 @contextmanager
 def unchanged_buffers(*programs: Any) -> Iterator[None]:
     """Runs of the programs leave no trace in the buffers of their modules: a look is no training step."""
-    before = _copies(buffer for part in _parts(programs) for buffer in part.buffers(recurse=False))
+    before = _copies(part._buffers for part in _parts(programs))
     try:
         yield
     finally:
@@ -40,7 +40,7 @@ def unchanged_buffers(*programs: Any) -> Iterator[None]:
 def unchanged_if_it_fails(*programs: Any) -> Iterator[None]:
     """A call that raises leaves the tensors of the programs' modules as they were, and their start to be made."""
     parts = _parts(programs)
-    before = _copies(t for part in parts for t in (*part.parameters(recurse=False), *part.buffers(recurse=False)))
+    before = _copies(tensors for part in parts for tensors in (part._parameters, part._buffers))
     waiting = [(program, owner) for program in programs if (owner := awaits_start(program)) is not None]
     try:
         yield
@@ -52,13 +52,19 @@ def unchanged_if_it_fails(*programs: Any) -> Iterator[None]:
         raise
 
 
-def _copies(tensors: Iterable[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    return [(tensor, tensor.detach().clone()) for tensor in tensors if not is_lazy(tensor)]
+_Copies = list[tuple[dict[str, Any], str, Tensor, Tensor]]  # the tensors of a module, a name, the tensor, its value
 
 
-def _put_back(before: list[tuple[Tensor, Tensor]]) -> None:
+def _copies(modules: Iterable[dict[str, Any]]) -> _Copies:
+    held = [(tensors, name, t) for tensors in modules for name, t in tensors.items() if t is not None]
+    return [(tensors, name, t, t.detach().clone()) for tensors, name, t in held if not is_lazy(t)]
+
+
+def _put_back(before: _Copies) -> None:
+    """Values, and the tensors themselves where a module has come to hold others."""
     with torch.no_grad():
-        for tensor, value in before:
+        for tensors, name, tensor, value in before:
+            tensors[name] = tensor
             tensor.copy_(value)
 
 

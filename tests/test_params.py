@@ -684,3 +684,31 @@ def test_no_warning_comes_from_a_module_used_outside(own_store):
         lvm.fit(model, guide, X, num_steps=1, progress=False)
         model(X)
         guide(X)
+
+
+def test_buffers_that_a_run_replaces_are_counted_by_steps_alone():
+    class Counting(torch.nn.Module):
+        def __init__(self, limit):
+            super().__init__()
+            self.loc = torch.nn.Parameter(torch.tensor(0.0))
+            self.register_buffer("count", torch.tensor(0.0))
+            self.limit, self.runs = limit, 0
+
+        def forward(self, x):
+            self.count = self.count + 1
+            self.runs += 1
+            if self.runs > self.limit:
+                raise KeyError("too many")
+            with pyro.plate("rows", len(x)):
+                pyro.sample("x", dist.Normal(self.loc, 1.0), obs=x)
+
+    x = torch.randn(5)
+    counting = Counting(limit=100)
+    lvm.fit(counting, None, x, num_steps=10, progress=False)
+    assert counting.count == 10
+    failing = Counting(limit=8)
+    before = failing.count
+    with pytest.raises(KeyError):
+        lvm.fit(failing, None, x, num_steps=10, progress=False)
+    assert failing.count is before
+    assert before == 0

@@ -1081,3 +1081,34 @@ def test_rows_of_another_shape_are_refused(wrong, got):
     for method in (result.score, result.predict, result.posterior):
         with pytest.raises(ValueError, match=rf"argument 0 must have rows of shape \[3\], as in the fit; got {got}"):
             method(wrong)
+
+
+MASK = torch.tensor([True, False, True, True, False])
+
+
+def masked(x):
+    with pyro.plate("rows", len(x)), poutine.mask(mask=MASK):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def masked_guide(x):
+    with pyro.plate("rows", len(x)), poutine.mask(mask=MASK):
+        pyro.sample("z", dist.Normal(pyro.param("half", torch.tensor(0.45)) * x, 0.8))
+
+
+def test_masked_latents_count_where_the_guide_masks_them_too():
+    result = still(masked, masked_guide, X)
+    assert near(result.evidence(4_000), LOCAL_SCORES[MASK].sum())
+    assert near(result.evidence(20_000, proposal="prior"), LOCAL_SCORES[MASK].sum())
+    assert near(result.score(num_draws=4_000), LOCAL_SCORES * MASK)
+
+
+@pytest.mark.parametrize("guide", ["mean_field", "full_rank", local_guide])
+def test_masked_latents_under_a_guide_without_the_mask_have_no_evidence(guide):
+    result = lvm.fit(masked, guide, X, num_steps=2, progress=False)
+    with pytest.raises(ValueError, match="the model masks elements of 'z' and the guide does not mask the same"):
+        result.evidence()
+    if guide != "full_rank":
+        with pytest.raises(ValueError, match="the model masks elements of 'z' and the guide does not mask the same"):
+            result.score()
