@@ -16,7 +16,7 @@ from pyro_lvm.elbo.contraction import enumerate_model, log_density
 from pyro_lvm.guides import lacks_density, points
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
-from pyro_lvm.sites import prior_trace, refuse_random_rows, sample_sites
+from pyro_lvm.sites import prior_trace, refuse_random_rows, sample_sites, sum_within_rows
 from pyro_lvm.vectorize import repeat
 
 
@@ -68,7 +68,7 @@ def log_weights(
                 outside = outside - log_q.sum()
             else:
                 assert rows is not None
-                rows = rows - log_q.movedim(dim, 0).flatten(1).sum(1) if log_q.dim() > 1 else rows - log_q
+                rows = rows - sum_within_rows(log_q, dim)
         return {"outside": outside} if rows is None else {"outside": outside, "rows": rows}
 
     at_once = max(1, _WEIGHTS_AT_ONCE // max([len(a) for a in args if isinstance(a, Tensor) and a.dim()], default=1))

@@ -75,6 +75,11 @@ class Parameters:
             name = f"{role}.{name}"
         return name
 
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """The floating dtypes among the parameters."""
+        return {t.dtype for t in self._start.values() if t.is_floating_point()}
+
     def start(self) -> dict[str, Tensor]:
         """Copies of the unconstrained values that the user's modules and ``pyro.param`` statements hold now."""
         return {name: t.detach().clone() for name, t in self._start.items()}

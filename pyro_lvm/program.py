@@ -166,7 +166,7 @@ class Program:
         Raises:
             ValueError: if they clash.
         """
-        params = {v.dtype for v in self.parameters.start().values() if v.is_floating_point()}
+        params = self.parameters.dtypes
         data = {a.dtype for a in args if isinstance(a, Tensor) and a.is_floating_point()}
         if params and data and params != data:
             raise ValueError(

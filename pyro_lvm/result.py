@@ -173,7 +173,7 @@ class Result:
             if needs_rows and not fitted.complete:
                 raise ValueError(
                     "the fit took its rows from a DataLoader and kept none of them: pass rows where a call takes them, "
-                    "or save the result and load it with all rows, lvm.load(path, model, guide, *data)"
+                    "or save the result and load it with the rows as tensors, lvm.load(path, model, guide, *data)"
                 )
             return fitted.args
         args = Data(given).args

@@ -166,6 +166,12 @@ def _plates(trace: poutine.Trace) -> dict[str, Any]:
     return {f.name: f for s in sample_sites(trace).values() for f in s["cond_indep_stack"] if f.vectorized}
 
 
+def sum_within_rows(tensor: Tensor, dim: int) -> Tensor:
+    """A tensor summed over all dimensions but that of the rows, ``[N]``."""
+    rows = tensor.movedim(dim, 0)
+    return rows.reshape(len(rows), -1).sum(-1)
+
+
 def refuse_random_rows(sites: dict[str, Site]) -> None:
     """Refuse models that take a random part of their rows by themselves, so that two runs see different ones.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_lvm.guides import lacks_density
 from pyro_lvm.result import Draws, Result
-from pyro_lvm.sites import RowPlate, Site, Uncondition, refuse_random_rows, sample_sites
+from pyro_lvm.sites import RowPlate, Site, Uncondition, refuse_random_rows, sample_sites, sum_within_rows
 from pyro_lvm.vectorize import repeat
 
 
@@ -52,12 +52,7 @@ def evaluate(result: Result, num_draws: int, seed: int | None) -> EvaluatedDraws
         ValueError: if the fit kept no rows, or the model takes a random part of its rows.
     """
     program = result._program
-    kwargs, row_plate, args = program.model_kwargs, program.sites.row_plate, program.data.args
-    if not program.data.complete:
-        raise ValueError(
-            "the fit took its rows from a DataLoader and kept none of them: save the result, and load it with the rows "
-            "as tensors, lvm.load(path, model, guide, *data)"
-        )
+    kwargs, row_plate, args = program.model_kwargs, program.sites.row_plate, result._arguments(())
 
     def draw() -> tuple[Draws, Tensor]:
         values, guide = result._latents(args)
@@ -121,5 +116,4 @@ def _log_likelihood(site: Site, row_plate: RowPlate | None) -> Tensor:
         return log_prob
     if all(frame.name != row_plate.name for frame in site["cond_indep_stack"]):
         return log_prob.sum()
-    rows = log_prob.movedim(row_plate.dim, 0)
-    return rows.reshape(len(rows), -1).sum(-1)
+    return sum_within_rows(log_prob, row_plate.dim)

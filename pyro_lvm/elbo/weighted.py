@@ -40,7 +40,7 @@ class WeightedTraceEnum_ELBO(TraceEnum_ELBO):
         self.program = program
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """The negative ELBO in nats. The rows' factors are read from the scale of a site in the row plate."""
+        """The negative ELBO in nats."""
         total = torch.zeros(())
         for _ in range(self.num_particles):
             drawn = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
@@ -48,11 +48,8 @@ class WeightedTraceEnum_ELBO(TraceEnum_ELBO):
             trace = enumerate_model(model, args, kwargs, self.max_plate_nesting, drawn)
             outside, rows = log_density(trace, self.program.sites.row_plate, scaled=True)
             drawn.compute_log_prob()
-            for name, site in sample_sites(drawn).items():
-                if self.program.row_dim(name, site) is None:
-                    outside = outside - site["log_prob_sum"]
-                else:
-                    outside = outside - site["log_prob"].sum()
+            for site in sample_sites(drawn).values():
+                outside = outside - site["log_prob_sum"]  # in which the rows' factors are already
             assert rows is not None
             total = total - outside - (rows * self._factor(trace)).sum()
         return total / self.num_particles

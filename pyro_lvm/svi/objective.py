@@ -114,7 +114,7 @@ class Objective:
         if (owner := awaits_start(self.model)) is not None:
             owner.initialize(*data.args, **(self.model_kwargs or {}))
         program = Program(self.model, self.given_guide, data, example, self.model_kwargs, self.plate)
-        if not program.parameters.start():
+        if not program.parameters.constraints:
             raise ValueError("the model and the guide have no trainable parameters, so that there is nothing to fit")
         self.elbo, self.weighted = self._resolve_elbo(program, weighted), weighted
         self._program = program
