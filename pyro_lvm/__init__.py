@@ -1,6 +1,6 @@
 """Latent variable models on Pyro and PyTorch."""
 
-from pyro_lvm import models, plots
+from pyro_lvm import elbo, models, plots
 from pyro_lvm.diagnostics.to_arviz import to_arviz
 from pyro_lvm.importance import Estimate
 from pyro_lvm.result import Result, prior_predictive
@@ -19,6 +19,7 @@ __all__ = [
     "Result",
     "SVIResult",
     "StopWhenFlat",
+    "elbo",
     "fit",
     "load",
     "models",

@@ -117,8 +117,8 @@ def points(guide: Callable, trace: poutine.Trace, latent: Collection[str]) -> li
     """
     if isinstance(guide, AutoGuideList):
         return [name for part in guide for name in points(part, trace, _own(part, latent))]
-    fixed = [name for name in latent if _is_delta(trace.nodes[name])]
-    moved = any(not _is_delta(site) for site in _auxiliary(trace).values())
+    fixed = [name for name in latent if is_delta(trace.nodes[name])]
+    moved = any(not is_delta(site) for site in _auxiliary(trace).values())
     return [] if moved and not isinstance(guide, AutoDelta) else fixed
 
 
@@ -128,7 +128,7 @@ def lacks_density(guide: Callable, trace: poutine.Trace, latent: Collection[str]
     if fixed:
         return f"the guide puts {fixed[0]!r} at a point, as a MAP fit does, and has no density there"
     extra = _auxiliary(trace)
-    if extra and not any(_is_delta(trace.nodes[name]) for name in latent):
+    if extra and not any(is_delta(trace.nodes[name]) for name in latent):
         return f"the guide draws {next(iter(extra))!r} besides the latents of the model, whose density is then unknown"
     return ""
 
@@ -141,7 +141,8 @@ def _auxiliary(trace: poutine.Trace) -> dict[str, Site]:
     return {name: site for name, site in sample_sites(trace).items() if site["infer"].get("is_auxiliary")}
 
 
-def _is_delta(site: Site) -> bool:
+def is_delta(site: Site) -> bool:
+    """Whether a site is a point (``Delta``), possibly in the wrappers that plates and events put around it."""
     fn = site["fn"]
     while hasattr(fn, "base_dist") and not isinstance(fn, torch.distributions.TransformedDistribution):
         fn = fn.base_dist

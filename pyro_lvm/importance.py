@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_lvm.elbo.contraction import enumerate_model, log_density
+from pyro_lvm.elbo.terms import by_row, masked, unscaled_log_prob
 from pyro_lvm.guides import lacks_density, points
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
@@ -59,10 +59,9 @@ def log_weights(
         else:
             drawn = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
         trace = enumerate_model(model, args, kwargs, program.max_plate_nesting, drawn)
-        outside, rows = log_density(trace, sites.row_plate)
-        drawn.compute_log_prob()
+        outside, rows = by_row(log_density(trace), () if sites.row_plate is None else (sites.row_plate.name,))
         for name, site in sample_sites(drawn).items():
-            log_q = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
+            log_q = masked(site, unscaled_log_prob(site))
             dim = program.row_dim(name, site)
             if dim is None:
                 outside = outside - log_q.sum()

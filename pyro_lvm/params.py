@@ -41,7 +41,7 @@ class Parameters:
         found = [(role, name, m) for role, program in programs.items() for name, m in reachable_modules(program)]
         statements = Statements()
         with local_params(*programs.values()), statements:
-            used = _leaves(run())
+            used = leaves(run())
         found += [("pyro.module", name, m) for name, m in statements.modules.items()]
         self.constraints: dict[str, constraints.Constraint] = dict(statements.constraints)
         self._start: dict[str, Tensor] = dict(statements.unconstrained)
@@ -213,11 +213,11 @@ def _public_name(module: nn.Module, path: str) -> tuple[str, constraints.Constra
     return path, constraints.real
 
 
-def _leaves(total: Tensor) -> dict[int, Tensor]:
+def leaves(total: Tensor) -> dict[int, Tensor]:
     """The trainable leaf tensors that a scalar depends on, by identity."""
-    leaves: dict[int, Tensor] = {}
+    found: dict[int, Tensor] = {}
     if total.requires_grad and total.grad_fn is None:
-        leaves[id(total)] = total
+        found[id(total)] = total
     seen, todo = set(), [total.grad_fn]
     while todo:
         node = todo.pop()
@@ -226,6 +226,6 @@ def _leaves(total: Tensor) -> dict[int, Tensor]:
         seen.add(node)
         variable = getattr(node, "variable", None)
         if variable is not None:
-            leaves[id(variable)] = variable
+            found[id(variable)] = variable
         todo.extend(parent for parent, _ in node.next_functions)
-    return leaves
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro.distributions as dist
 import torch
@@ -187,10 +187,24 @@ def refuse_random_rows(sites: dict[str, Site]) -> None:
                 )
 
 
+class RowScale(NamedTuple):
+    """What stands in ``infer["row_scale"]`` of a site that :class:`ScaleRows` has scaled.
+
+    Attributes:
+        within: The scale that it had before.
+        ratio: N / B, by which a minibatch stands for all rows.
+        weight: Row weights ``[B]``, or None.
+    """
+
+    within: Any
+    ratio: float
+    weight: Tensor | None
+
+
 class ScaleRows(Messenger):
     """Multiply the log-density of every row by a common scale and by the row's weight.
 
-    The factor is left in ``infer["row_factor"]`` too, and what other scales there were in ``infer["scale_within"]``.
+    Estimators find in ``infer["row_scale"]`` what has been multiplied.
 
     Args:
         sites: What is known of the model; guide sites count by the name of the plate, or of the model's local latents.
@@ -200,7 +214,7 @@ class ScaleRows(Messenger):
 
     def __init__(self, sites: Sites, scale: float, weight: Tensor | None) -> None:
         super().__init__()
-        self.sites = sites
+        self.sites, self.scale, self.weight = sites, scale, weight
         self.factor: float | Tensor = scale
         if weight is not None and sites.row_plate is not None:
             self.factor = scale * weight.reshape(-1, *[1] * (-sites.row_plate.dim - 1))
@@ -209,7 +223,8 @@ class ScaleRows(Messenger):
         assert self.sites.row_plate is not None
         in_plate = any(f.name == self.sites.row_plate.name for f in msg["cond_indep_stack"])
         if in_plate or msg["name"] in self.sites.local_latent:
-            msg["infer"] = {**msg["infer"], "scale_within": msg["scale"], "row_factor": self.factor}
+            row_scale = RowScale(msg["scale"], self.scale, self.weight)
+            msg["infer"] = {**msg["infer"], "row_scale": row_scale}
             msg["scale"] = msg["scale"] * self.factor
 
 

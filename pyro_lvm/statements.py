@@ -69,7 +69,7 @@ class Statements(Messenger):
         name, *init = msg["args"]
         constraint = msg["kwargs"].get("constraint", constraints.real)
         if init and isinstance(init[0], nn.Parameter):
-            module = _calling_pyro_module()
+            module = calling_pyro_module()
             if module is not None:
                 self.modules.setdefault(*module)
                 msg["value"], msg["done"] = init[0], True  # without a mark, for it is the user's
@@ -99,7 +99,7 @@ class Bind(Messenger):
         if name in self.values:
             unconstrained, constraint = self.values[name]
             msg["value"] = _mark(transform_to(constraint)(unconstrained), unconstrained)
-        elif init and _calling_pyro_module() is not None:
+        elif init and calling_pyro_module() is not None:
             msg["value"] = _mark(init[0], init[0])
         else:
             raise ValueError(
@@ -113,7 +113,7 @@ def _mark(value: Tensor, unconstrained: Tensor) -> Tensor:
     return value
 
 
-def _calling_pyro_module() -> tuple[str, nn.Module] | None:
+def calling_pyro_module() -> tuple[str, nn.Module] | None:
     """The name and module of the ``pyro.module`` call that is running, which sends no message of its own."""
     frame = sys._getframe(1)
     while frame is not None:

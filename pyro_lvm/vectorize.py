@@ -34,26 +34,58 @@ def repeat(fn: Callable[..., Any], num_draws: int, *per_draw: Any) -> Any:
     Returns:
         What ``fn`` returns, with a leading dimension S on every tensor.
     """
-
-    def each(index: Tensor, *arguments: Any) -> Any:
-        with _OwnNoise(index):
-            return fn(*arguments)
-
     state = randomness.get_state()
     with torch.no_grad(), _LargestTensor() as largest:
         fn(*_take(per_draw, 0))  # with Pyro's validation, which looks into values and so cannot be mapped
     randomness.set_state(state)
-    with torch.no_grad(), pyro.validation_enabled(False), warnings.catch_warnings():
-        # vmap loops over an operation without a batching rule, and says so each time
-        warnings.filterwarnings("ignore", "There is a performance drop")
+    with torch.no_grad():
         chunk = max(1, min(num_draws, _NUMBERS_AT_ONCE // largest.numbers))
-        index = torch.arange(num_draws)
         try:
-            return torch.func.vmap(each, randomness="different", chunk_size=chunk)(index, *per_draw)
+            return _at_a_time(fn, num_draws, chunk, *per_draw)
         except Exception as error:  # whatever vmap refuses; what is wrong with the program itself the loop raises again
             _log.info("draws are made one by one, since vmap refused the program: %s", error)
             randomness.set_state(state)
-            return _stack([fn(*_take(per_draw, i)) for i in range(num_draws)])
+            with pyro.validation_enabled(False):
+                return _stack([fn(*_take(per_draw, i)) for i in range(num_draws)])
+
+
+def each_draw(fn: Callable[[], Any], num_draws: int, vectorizes: bool | None) -> tuple[Any, bool | None]:
+    """As :func:`repeat`, all draws at a time, with gradients, and for programs that have been run before.
+
+    Args:
+        fn: Returns a tensor, or tuples and dicts of tensors.
+        num_draws: S.
+        vectorizes: What an earlier call has found; None at first.
+
+    Returns:
+        What ``fn`` returns, with a leading dimension S on every tensor, and whether vmap takes it (None if that was not
+        tried). A program that vmap refuses is run in a loop.
+    """
+    if num_draws == 1:
+        return _map(lambda t: t.unsqueeze(0), fn()), vectorizes
+    if vectorizes is False:
+        return _stack([fn() for _ in range(num_draws)]), False
+    state = randomness.get_state() if vectorizes is None else None
+    try:
+        return _at_a_time(fn, num_draws, num_draws), True
+    except Exception as error:
+        if state is None:
+            raise
+        _log.info("particles are drawn one by one, since vmap refused the program: %s", error)
+        randomness.set_state(state)
+        return _stack([fn() for _ in range(num_draws)]), False
+
+
+def _at_a_time(fn: Callable[..., Any], num_draws: int, chunk: int, *per_draw: Any) -> Any:
+    def each(index: Tensor, *arguments: Any) -> Any:
+        with _OwnNoise(index):
+            return fn(*arguments)
+
+    with pyro.validation_enabled(False), warnings.catch_warnings():
+        # vmap loops over an operation without a batching rule, and says so each time
+        warnings.filterwarnings("ignore", "There is a performance drop")
+        mapped = torch.func.vmap(each, randomness="different", chunk_size=chunk)
+        return mapped(torch.arange(num_draws), *per_draw)
 
 
 class _LargestTensor(TorchFunctionMode):

@@ -909,7 +909,7 @@ def test_rows_under_a_shared_enumerated_site_have_evidence_but_no_score():
     assert result.posterior()["k"].probs.item() == pytest.approx(each.softmax(0)[1].item(), abs=1e-5)
     with pytest.raises(ValueError, match="the rows depend on the enumerated site 'k': no row has a score of its own"):
         result.score()
-    with pytest.raises(ValueError, match="sample_weight: the enumerated site 'k' lies outside the row plate"):
+    with pytest.raises(ValueError, match="the enumerated site 'k' lies outside the row plate"):
         lvm.fit(switched, None, X, sample_weight=torch.ones(len(X)), num_steps=1, progress=False)
 
 

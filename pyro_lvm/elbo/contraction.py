@@ -16,7 +16,8 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_lvm.sites import RowPlate, Site, sample_sites
+from pyro_lvm.elbo.terms import Term, by_row, equal_numbers, frames, masked, over_plates, unscaled_log_prob
+from pyro_lvm.sites import Site, sample_sites
 
 Packed = Any  # a tensor with an attribute ``_pyro_dims``: one letter for each of its dimensions
 
@@ -30,47 +31,50 @@ def enumerate_model(
         model = poutine.replay(model, trace=replay)
     trace = poutine.trace(model).get_trace(*args, **kwargs)
     trace = prune_subsample_sites(trace)
-    trace.compute_log_prob()
-    trace.pack_tensors()
+    if _enumerated_sites(trace):
+        trace.compute_log_prob()
+        trace.pack_tensors()
     return trace
 
 
-def log_density(trace: poutine.Trace, row_plate: RowPlate | None, scaled: bool = False) -> tuple[Tensor, Tensor | None]:
-    """log p of a trace, in nats: what lies outside the row plate, and each row's share.
+def log_density(trace: poutine.Trace, scale: Callable[[Site], Any] = lambda site: 1.0) -> list[Term]:
+    """log p of a trace in nats, as terms over plates.
 
     Args:
         trace: A trace from :func:`enumerate_model`.
-        row_plate: The row plate, or None.
-        scaled: Whether ``poutine.scale`` counts. The rows' common factor and weights never do.
+        scale: By what the log-density of a site is multiplied; masks always hold.
 
     Returns:
-        A scalar, and a tensor ``[N]`` (None without a row plate). Rows that share an enumerated site outside the row
-        plate have no share of their own: they are in the scalar.
+        The terms of sites that depend on no enumerated site, and those that are left when these are summed out. Rows
+        that share an enumerated site outside the row plate have no term of their own.
 
     Raises:
         ValueError: if sites that share an enumerated site have different scales.
     """
-    terms, sum_dims = _terms(trace)
-    mixed = [term for term in terms if not sum_dims.isdisjoint(term.log_prob._pyro_dims)]
-    plain = [term for term in terms if sum_dims.isdisjoint(term.log_prob._pyro_dims)]
-    common = _common_scale(mixed) if scaled else 1.0
-    shares = [(plates, log_prob, scale if scaled else 1.0) for plates, log_prob, scale in plain]
+    if not _enumerated_sites(trace):
+        return [over_plates(s, masked(s, unscaled_log_prob(s), scale(s))) for s in sample_sites(trace).values()]
+    factors, sum_dims = _factors(trace)
+    mixed = [f for f in factors if not sum_dims.isdisjoint(f.log_prob._pyro_dims)]
+    terms = []
+    for site, plates, log_prob in factors:
+        if sum_dims.isdisjoint(log_prob._pyro_dims):
+            term = _unpacked(trace, log_prob, plates, site["name"])
+            terms.append(term._replace(value=term.value * over_plates(site, scale(site)).value))
+    common = _common_scale([scale(f.site) for f in mixed])
     for plates, contracted in contract_tensor_tree(_by_plates(mixed), sum_dims, ring=_ring()).items():
-        shares += [(plates, log_prob, common) for log_prob in contracted]
+        for log_prob in contracted:
+            term = _unpacked(trace, log_prob, plates)
+            terms.append(term._replace(value=term.value * common))
+    return terms
 
-    row = trace.plate_to_symbol.get(row_plate.name) if row_plate is not None else None
-    outside = torch.zeros(())
-    rows: Tensor | None = None
-    for plates, log_prob, scale in shares:
-        if row is None or row not in plates:
-            outside = outside + log_prob.sum() * scale
-            continue
-        others = [i for i, d in enumerate(log_prob._pyro_dims) if d != row]
-        share = (log_prob.sum(others) if others else log_prob) * scale
-        rows = share if rows is None else rows + share
-    if rows is not None and rows.dim() == 0:
-        rows = rows.reshape(1)  # packing drops the dimension of a single row
-    return outside, rows
+
+def _unpacked(trace: poutine.Trace, log_prob: Packed, plates: frozenset[str], site: str = "") -> Term:
+    """A packed tensor as a term; packing has dropped the plates of size 1."""
+    names = {symbol: name for name, symbol in trace.plate_to_symbol.items()}
+    symbols, dims = sorted(plates, key=trace.symbol_to_dim.__getitem__), log_prob._pyro_dims
+    value = log_prob.permute([dims.index(s) for s in symbols if s in dims])
+    value = value.reshape([log_prob.shape[dims.index(s)] if s in dims else 1 for s in symbols])
+    return Term(tuple(names[s] for s in symbols), value, site)
 
 
 def responsibilities(trace: poutine.Trace) -> dict[str, Tensor]:
@@ -87,7 +91,7 @@ def responsibilities(trace: poutine.Trace) -> dict[str, Tensor]:
             leaf: Packed = log_probs[name][...]
             leaf._pyro_dims = dims[name]
             site["packed"]["unscaled_log_prob"] = leaf
-        return log_density(trace, None)[0]
+        return by_row(log_density(trace), ())[0]
 
     grads = torch.func.grad(log_p)({name: site["packed"]["unscaled_log_prob"] for name, site in sites.items()})
     result = {}
@@ -110,15 +114,15 @@ def over_support(fn: dist.Distribution, probs: Tensor) -> dist.Distribution:
 
 def draw_enumerated(trace: poutine.Trace) -> dict[str, Tensor]:
     """One joint draw of the enumerated sites given all other sites: each from its posterior given those before it."""
-    terms, sum_dims = _terms(trace)
+    factors, sum_dims = _factors(trace)
     # packing has dropped the dimensions of plates of size 1, for which the contraction would look
-    present = {dim for term in terms for dim in term.log_prob._pyro_dims}
-    factors = _by_plates([term._replace(plates=term.plates & present) for term in terms])
+    present = {dim for factor in factors for dim in factor.log_prob._pyro_dims}
+    grouped = _by_plates([factor._replace(plates=factor.plates & present) for factor in factors])
     draws = {}
     for name, site in _enumerated_sites(trace).items():
         symbol, plates = site["infer"]["_enumerate_symbol"], present & _plates(trace, site).keys()
         logits: Packed = contract_to_tensor(
-            factors, sum_dims, target_ordinal=frozenset(plates), target_dims={symbol} & sum_dims, ring=_ring()
+            grouped, sum_dims, target_ordinal=frozenset(plates), target_dims={symbol} & sum_dims, ring=_ring()
         )
         logits = _support_last(trace, site, logits, logits._pyro_dims)
         index = torch.distributions.Categorical(logits=logits).sample()
@@ -126,7 +130,7 @@ def draw_enumerated(trace: poutine.Trace) -> dict[str, Tensor]:
         draws[name] = support.reshape(len(support), *site["fn"].event_shape)[index]
         if symbol in sum_dims:
             packed_index = packed.pack(index, site["infer"]["_dim_to_symbol"])
-            for packed_terms in factors.values():
+            for packed_terms in grouped.values():
                 for i, term in enumerate(packed_terms):
                     if symbol in term._pyro_dims:
                         packed_terms[i] = packed.gather(term, packed_index, symbol)
@@ -140,8 +144,7 @@ def _enumerated_sites(trace: poutine.Trace) -> dict[str, Site]:
 
 def _plates(trace: poutine.Trace, site: Site) -> dict[str, Any]:
     """The vectorised plates around a site, by symbol, from left to right."""
-    frames = sorted((f for f in site["cond_indep_stack"] if f.vectorized), key=lambda f: f.dim)
-    return {trace.plate_to_symbol[f.name]: f for f in frames}
+    return {trace.plate_to_symbol[f.name]: f for f in frames(site)}
 
 
 def _support_last(trace: poutine.Trace, site: Site, tensor: Tensor, dims: str) -> Tensor:
@@ -156,41 +159,40 @@ def _support_last(trace: poutine.Trace, site: Site, tensor: Tensor, dims: str) -
     return tensor.expand([full.get(d, 1) for d in range(-nesting, 0)] + [size])
 
 
-class _Term(NamedTuple):
-    """The masked, unscaled log-density of a site: packed, with the symbols of its plates, and its scale."""
+class _Factor(NamedTuple):
+    """A site and its masked, unscaled log-density: packed, with the symbols of its plates."""
 
+    site: Site
     plates: frozenset[str]
     log_prob: Packed
-    scale: Any
 
 
-def _terms(trace: poutine.Trace) -> tuple[list[_Term], set[str]]:
-    """The terms of all sites, and the symbols of the enumerated dimensions."""
-    terms = []
+def _factors(trace: poutine.Trace) -> tuple[list[_Factor], set[str]]:
+    """The factors of all sites, and the symbols of the enumerated dimensions."""
+    factors = []
     for site in sample_sites(trace).values():
         log_prob = packed.scale_and_mask(site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"])
-        terms.append(_Term(frozenset(_plates(trace, site)), log_prob, site["infer"].get("scale_within", site["scale"])))
-    dims = {d for term in terms for d in term.log_prob._pyro_dims}
-    return terms, dims - set(trace.plate_to_symbol.values())
+        factors.append(_Factor(site, frozenset(_plates(trace, site)), log_prob))
+    dims = {d for factor in factors for d in factor.log_prob._pyro_dims}
+    return factors, dims - set(trace.plate_to_symbol.values())
 
 
-def _by_plates(terms: list[_Term]) -> OrderedDict[frozenset[str], list[Packed]]:
-    factors: OrderedDict[frozenset[str], list[Packed]] = OrderedDict()
-    for term in terms:
-        factors.setdefault(term.plates, []).append(term.log_prob)
-    return factors
+def _by_plates(factors: list[_Factor]) -> OrderedDict[frozenset[str], list[Packed]]:
+    grouped: OrderedDict[frozenset[str], list[Packed]] = OrderedDict()
+    for factor in factors:
+        grouped.setdefault(factor.plates, []).append(factor.log_prob)
+    return grouped
 
 
-def _common_scale(terms: list[_Term]) -> Any:
-    """The scale of terms that are summed out together, which stands outside their sum."""
-    scales = [term.scale for term in terms]
-    if any(scale is not scales[0] and not _equal_numbers(scale, scales[0]) for scale in scales):
+def _common_scale(scales: list[Any]) -> Any:
+    """The scale of sites that are summed out together, which stands outside their sum."""
+    if any(scale is not scales[0] and not equal_numbers(scale, scales[0]) for scale in scales):
         raise ValueError("sites that depend on an enumerated site must share one poutine.scale, and these differ")
+    if scales and isinstance(scales[0], Tensor) and scales[0].dim():
+        raise ValueError(
+            "sites that depend on an enumerated site take one number as poutine.scale, and this is a tensor"
+        )
     return scales[0] if scales else 1.0
-
-
-def _equal_numbers(a: Any, b: Any) -> bool:
-    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
 
 
 def _ring() -> LogRing:

@@ -71,7 +71,7 @@ class EagerLoop:
 
         def closure() -> Tensor:
             self.optimizer.zero_grad()
-            loss = self.objective(self.params, args, self.num_rows, weight)
+            loss = self.objective(self.params, args, self.num_rows, weight, step)
             loss.backward()
             if not torch.isfinite(loss.detach() + self.clip(leaves)):
                 raise FloatingPointError(f"the loss is {loss.item()}")

@@ -15,7 +15,6 @@ from pyro.infer import (
     JitTraceMeanField_ELBO,
     RenyiELBO,
     ReweightedWakeSleep,
-    Trace_ELBO,
     TraceEnum_ELBO,
     TraceTailAdaptive_ELBO,
 )
@@ -26,7 +25,10 @@ from torch import Tensor
 from pyro_lvm import randomness
 from pyro_lvm.checks import check_count, check_model, check_seed
 from pyro_lvm.data import Data, check_num_rows, check_weight
-from pyro_lvm.elbo.weighted import WeightedTraceEnum_ELBO
+from pyro_lvm.elbo.estimator import Estimator
+from pyro_lvm.elbo.linear import Trace_ELBO
+from pyro_lvm.elbo.particles import Run
+from pyro_lvm.elbo.translate import translate
 from pyro_lvm.modules import awaits_start, unchanged_if_it_fails
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
@@ -117,21 +119,39 @@ class Objective:
         if not program.parameters.constraints:
             raise ValueError("the model and the guide have no trainable parameters, so that there is nothing to fit")
         self.elbo, self.weighted = self._resolve_elbo(program, weighted), weighted
+        if isinstance(self.elbo, Estimator):
+            start = {name: v.requires_grad_() for name, v in program.parameters.start().items()}
+            self.structure = program.call(
+                start,
+                self.elbo.look,
+                program.model,
+                program.guide,
+                program.example,
+                program.model_kwargs,
+                program.sites.row_plate,
+            )
         self._program = program
 
     def _resolve_elbo(self, program: Program, weighted: bool) -> ELBO:
-        elbo = self.given_elbo
-        enumerates = bool(program.sites.enumerated) or program.guide_enumerates
-        if weighted and enumerates:
-            if elbo is not None and type(elbo) is not TraceEnum_ELBO:
-                raise ValueError(f"sample_weight with enumerated sites needs TraceEnum_ELBO; got {type(elbo).__name__}")
-            return WeightedTraceEnum_ELBO(program, 1 if elbo is None else elbo.num_particles)
-        if elbo is None:
-            elbo = TraceEnum_ELBO() if enumerates else Trace_ELBO()
-        elif program.sites.enumerated and not isinstance(elbo, TraceEnum_ELBO | TraceTMC_ELBO):
+        elbo = Trace_ELBO() if self.given_elbo is None else self.given_elbo
+        ours = None if program.guide_enumerates else translate(elbo)
+        if program.sites.enumerated and not isinstance(elbo, TraceEnum_ELBO | TraceTMC_ELBO | Estimator):
             raise ValueError(
                 f"the sites {list(program.sites.enumerated)} are marked for enumeration, which "
                 f"{type(elbo).__name__} does not do: use TraceEnum_ELBO"
+            )
+        if ours is not None:
+            return ours
+        if program.guide_enumerates and isinstance(elbo, Trace_ELBO):
+            elbo = TraceEnum_ELBO(elbo.num_particles)
+        if weighted and isinstance(elbo, TraceEnum_ELBO):
+            raise ValueError(
+                "sample_weight with a guide that enumerates sites has no estimator: leave the sites to the model"
+            )
+        if weighted and isinstance(elbo, RenyiELBO | ReweightedWakeSleep):
+            raise ValueError(
+                f"{type(elbo).__name__} would take the weights of rows as powers of their density, inside the "
+                "logarithm of an average over particles: use pyro_lvm.elbo.TraceRenyi_ELBO or TraceWakePhi"
             )
         elbo = copy.copy(elbo)
         if math.isinf(elbo.max_plate_nesting):
@@ -139,7 +159,12 @@ class Objective:
         return elbo
 
     def __call__(
-        self, params: Values, batch: Any, num_rows: int | None = None, sample_weight: Tensor | None = None
+        self,
+        params: Values,
+        batch: Any,
+        num_rows: int | None = None,
+        sample_weight: Tensor | None = None,
+        step: int | None = None,
     ) -> Tensor:
         """The negative ELBO in nats, differentiable in ``params``.
 
@@ -148,9 +173,12 @@ class Objective:
             batch: The model's arguments: a tensor, or a tuple.
             num_rows: N, by which a minibatch is scaled; the batch counts as the whole data, if None.
             sample_weight: One weight for each row of the batch.
+            step: Of the optimisation, for an ELBO with a schedule; its end, if None.
         """
         args = batch if isinstance(batch, tuple) else (batch,)
         self._check_call(params, args, num_rows, sample_weight)
+        if isinstance(self.elbo, Estimator):
+            return self._estimate(self.elbo, params, args, num_rows, sample_weight, step)
         if hasattr(self.elbo, "differentiable_loss"):
             return self._evaluate("differentiable_loss", params, args, num_rows, sample_weight)
         # An ELBO that only knows how to add its gradient to the leaves: give its value and gradient to a stand-in.
@@ -165,7 +193,26 @@ class Objective:
     ) -> float:
         """The negative ELBO in nats, without its gradient."""
         with torch.no_grad():
+            if isinstance(self.elbo, Estimator):
+                return float(self._estimate(self.elbo, params, batch, num_rows, sample_weight, None))
             return float(self._evaluate("loss", params, batch, num_rows, sample_weight))
+
+    def _estimate(
+        self,
+        elbo: Estimator,
+        params: Values,
+        args: Sequence[Any],
+        num_rows: int | None,
+        weight: Tensor | None,
+        step: int | None,
+    ) -> Tensor:
+        program = self.program
+        model, guide = program.model, program.guide
+        scale = program.scaling(args, num_rows, weight)
+        if scale is not None:
+            model, guide = scale(model), scale(guide)
+        run = Run(self.structure, model, guide, args, program.model_kwargs, step)
+        return program.call(params, elbo.estimate, run)
 
     def _evaluate(
         self, method: str, params: Values, args: Sequence[Any], num_rows: int | None, weight: Tensor | None
@@ -224,11 +271,13 @@ class Objective:
                 around its average over particles: N / B, by which rows are scaled, would stand inside of it.
         """
         self.program.check_minibatches()
+        if scaled and isinstance(self.elbo, Estimator):
+            self.elbo.check_minibatches(self.structure)
         if scaled and isinstance(self.elbo, RenyiELBO | ReweightedWakeSleep):
             raise ValueError(
                 f"{type(self.elbo).__name__} takes the logarithm of an average over particles, in which the scale of a "
-                "minibatch would become a power of its rows' density: the result bounds nothing. Take all rows in "
-                "each step, or Trace_ELBO"
+                "minibatch would become a power of its rows' density: the result bounds nothing. Use "
+                "pyro_lvm.elbo.TraceRenyi_ELBO or TraceWakePhi, or take all rows in each step"
             )
 
     def check_weight(self, weight: Any, num_rows: int | None) -> Tensor | None:

@@ -10,7 +10,7 @@ from pyro import poutine
 
 from pyro_lvm.elbo import log_einsum
 from pyro_lvm.elbo.contraction import draw_enumerated, enumerate_model, log_density, responsibilities
-from pyro_lvm.sites import RowPlate
+from pyro_lvm.elbo.terms import by_row
 
 
 @pytest.mark.parametrize("equation", ["ab->a", "ab,bc->ac", "a,a->", "ab,b,bc->c", "a,b->ab", "ab->ba", "ab,ab->ab"])
@@ -48,7 +48,7 @@ def two_sites(x):
 def test_nested_discrete_sites_against_all_configurations(shape):
     x = torch.randn(shape)
     trace = enumerate_model(two_sites, (x,), {}, 2, None)
-    outside, rows = log_density(trace, RowPlate("rows", -2, False))
+    outside, rows = by_row(log_density(trace), ["rows"])
     marginals = responsibilities(enumerate_model(two_sites, (x,), {}, 2, None))
     exact_b = torch.zeros(*shape, 2)
     for i, row in enumerate(x):
@@ -77,7 +77,7 @@ def test_masks_hold_and_scales_do_not():
             pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
 
     x = torch.randn(3)
-    _, rows = log_density(enumerate_model(model, (x,), {}, 1, None), RowPlate("rows", -1, False))
+    _, rows = by_row(log_density(enumerate_model(model, (x,), {}, 1, None)), ["rows"])
     expected = dist.Normal(0.0, 1.0).log_prob(x) * torch.tensor([1.0, 0.0, 1.0])
     torch.testing.assert_close(rows, expected)
 

@@ -1,0 +1,130 @@
+"""What all estimators share: they are Pyro ELBOs, and pure functions once they know model and guide."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from torch import Tensor
+
+from pyro_lvm.checks import check_count
+from pyro_lvm.elbo.particles import Run
+from pyro_lvm.elbo.structure import Structure, look
+from pyro_lvm.sites import RowPlate
+
+
+class Estimator(ELBO):
+    """A loss of variational inference: works with ``pyro.infer.SVI``, :func:`pyro_lvm.fit` and by itself.
+
+    Enumerated sites of the model (``infer={"enumerate": "parallel"}``) are summed out.
+
+    Args:
+        num_particles: K, draws from the guide in each estimate, made all at a time.
+        plate: The name of the plate of the rows, where it must be named; see :func:`pyro_lvm.fit`.
+
+    Raises:
+        ValueError: for a number of particles that is no positive integer.
+    """
+
+    def __init__(self, num_particles: int = 1, *, plate: str | None = None) -> None:
+        super().__init__(num_particles=check_count("num_particles", num_particles), vectorize_particles=True)
+        self.plate = plate
+        self._seen: tuple[Callable, Callable, Structure] | None = None
+        self._steps = 0
+
+    def look(
+        self,
+        model: Callable,
+        guide: Callable,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        row_plate: RowPlate | None = None,
+    ) -> Structure:
+        """What the estimator must know of a model and a guide, found by a few runs.
+
+        Raises:
+            ValueError: if it has no right form for them.
+        """
+        structure = look(model, guide, args, kwargs, row_plate, self.plate)
+        self.check(structure)
+        return structure
+
+    def check(self, structure: Structure) -> None:
+        """Refuse models and guides for which the estimator has no right form.
+
+        Raises:
+            ValueError: that says why.
+        """
+
+    def check_minibatches(self, structure: Structure) -> None:
+        """Refuse minibatches where they have no unbiased estimate.
+
+        Raises:
+            ValueError: that says why.
+        """
+
+    @abstractmethod
+    def estimate(self, run: Run) -> Tensor:
+        """The loss in nats, whose gradient is the estimator's."""
+
+    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss in nats, whose gradient is the estimator's.
+
+        Raises:
+            ValueError: if the estimator has no right form for the model and guide.
+        """
+        return self._estimate(model, guide, args, kwargs, self._steps)
+
+    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """The loss in nats, without its gradient."""
+        with torch.no_grad():
+            return float(self._estimate(model, guide, args, kwargs))
+
+    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """The loss in nats; its gradient is added to that of the parameters."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        self._steps += 1
+        if loss.requires_grad:
+            loss.backward()
+        return float(loss.detach())
+
+    def _estimate(
+        self, model: Callable, guide: Callable, args: Sequence[Any], kwargs: dict[str, Any], step: int | None = None
+    ) -> Tensor:
+        if self._seen is None or self._seen[0] is not model or self._seen[1] is not guide:
+            self._seen = (model, guide, self.look(model, guide, args, kwargs))
+        return self.estimate(Run(self._seen[2], model, guide, args, kwargs, step))
+
+    def _get_trace(
+        self, model: Callable, guide: Callable, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[poutine.Trace, poutine.Trace]:
+        drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+        return poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs), drawn
+
+
+def value_with_gradient_of(value: Tensor, surrogate: Tensor) -> Tensor:
+    """A number whose gradient is that of a surrogate."""
+    return value.detach() + (surrogate - surrogate.detach())
+
+
+def log_mean_exp(x: Tensor) -> Tensor:
+    """log of the mean of exp over the first dimension."""
+    return x.logsumexp(0) - math.log(len(x))
+
+
+def refuse_common_parameters(structure: Structure, name: str) -> None:
+    """Refuse a parameter that model and guide both use.
+
+    Raises:
+        ValueError: that names it.
+    """
+    if structure.common_parameter:
+        raise ValueError(
+            f"{name} takes the parameters of the guide as constants in log q, and {structure.common_parameter!r} "
+            "belongs to the model too, whose gradient it would lose: use an estimator of the total gradient"
+        )

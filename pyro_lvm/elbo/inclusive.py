@@ -1,0 +1,100 @@
+"""Losses that spread a guide over the posterior, where an ELBO would draw it together: chi-square and inclusive KL."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from pyro_lvm.elbo.bounds import Bound
+from pyro_lvm.elbo.estimator import log_mean_exp, refuse_common_parameters, value_with_gradient_of
+from pyro_lvm.elbo.particles import Cells, Run, draw
+from pyro_lvm.elbo.structure import Structure
+
+
+class _Inclusive(Bound):
+    """Weighs all latents of a cell together."""
+
+    def check(self, structure: Structure) -> None:
+        """Refuse latents that rows share beside latents of their own.
+
+        Raises:
+            ValueError: that names them.
+        """
+        super().check(structure)
+        if structure.separate and structure.shared:
+            raise ValueError(
+                f"{type(self).__name__} weighs all latents of a cell together, and rows share "
+                f"{sorted(structure.shared)} beside latents of their own, so that no row has a weight: use a "
+                "lower bound, such as TraceIWAE_ELBO"
+            )
+
+
+class TraceCUBO(_Inclusive):
+    r"""The loss of chi-square variational inference (Dieng et al. 2017), summed over cells.
+
+    .. math:: \frac1K \sum_k \Bigl(\frac{w_k}{e^{c}}\Bigr)^2
+
+    Half the logarithm of its mean bounds the log-evidence of a cell from above. An estimate of it does not: it is
+    biased down, and its variance is often infinite.
+
+    Args:
+        num_particles: K.
+        shift: c in nats, a constant near the log-evidence of a cell: weights of real data would underflow without. It
+            changes the loss by a factor.
+        plate: The name of the plate of the rows, where it must be named.
+
+    Raises:
+        ValueError: for a shift that is not finite.
+    """
+
+    def __init__(self, num_particles: int = 10, shift: float = 0.0, *, plate: str | None = None) -> None:
+        super().__init__(num_particles, plate=plate)
+        if isinstance(shift, bool) or not isinstance(shift, int | float) or not math.isfinite(shift):
+            raise ValueError(f"shift must be a finite number of nats; got {shift!r}")
+        self.shift = shift
+
+    def bound(self, cells: Cells) -> Tensor:
+        """Minus the mean squared weight."""
+        return -(2 * (cells.log_weights - self.shift)).exp().mean(0)
+
+    def baseline(self, log_weights: Tensor) -> Tensor:
+        """What the other particles add to the mean, which a particle's score has no part in."""
+        squares = (2 * (log_weights - self.shift)).exp()
+        return -(squares.sum(0) - squares) / len(squares)
+
+
+class TraceWakePhi(_Inclusive):
+    r"""The wake phase of a guide (Bornschein & Bengio 2015): the inclusive KL divergence, by self-normalised weights.
+
+    .. math:: \sum_k \tilde w_k \nabla \bigl(\log q(z_k) + \log p(x, z_k)\bigr), \qquad \tilde w_k = w_k / \sum_j w_j
+
+    No gradient flows through draws, so that any latents will do. The gradient of the guide is biased at finite K. The
+    model's parameters follow the importance-weighted bound, whose negative is the value of the loss.
+
+    Args:
+        num_particles: K.
+        plate: The name of the plate of the rows, where it must be named.
+    """
+
+    def __init__(self, num_particles: int = 10, *, plate: str | None = None) -> None:
+        super().__init__(num_particles, plate=plate)
+
+    def check(self, structure: Structure) -> None:
+        """Refuse what has no right form.
+
+        Raises:
+            ValueError: that says why.
+        """
+        super().check(structure)
+        refuse_common_parameters(structure, "TraceWakePhi")
+
+    def estimate(self, run: Run) -> Tensor:
+        """The negative bound in nats, with the gradient of the wake phases."""
+        cells = draw(run, self.num_particles, "none").cells()
+        return -cells.shared - (cells.counts * self.bound(cells)).sum()
+
+    def bound(self, cells: Cells) -> Tensor:
+        """log of the mean weight, followed by the model; the guide follows the weighted particles."""
+        weights = cells.log_weights.detach().softmax(0)
+        return value_with_gradient_of(log_mean_exp(cells.log_weights), (weights * (cells.log_p + cells.log_q)).sum(0))

@@ -1,0 +1,157 @@
+"""Estimators of the ELBO itself, which is linear in the log-weights: no plate, minibatch or scale disturbs it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pyro_lvm.elbo.estimator import Estimator, refuse_common_parameters, value_with_gradient_of
+from pyro_lvm.elbo.particles import Path, Run, draw
+from pyro_lvm.elbo.structure import Structure
+from pyro_lvm.elbo.terms import Term, by_row, sum_to
+
+
+class Trace_ELBO(Estimator):
+    r"""The evidence lower bound, by reparametrised draws where there are any and by the score function elsewhere.
+
+    .. math:: \frac1K \sum_k \log p(x, z_k) - \log q(z_k)
+
+    Each score is weighted by what lies in its own plates only (Ranganath et al. 2014, section 3.1). With enumerated
+    sites it is what Pyro calls ``TraceEnum_ELBO``.
+
+    Args:
+        num_particles: K.
+        plate: The name of the plate of the rows, where it must be named.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch, pyro_lvm as lvm
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("rows", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> y = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        >>> result = lvm.fit(model, "mean_field", y, elbo=lvm.elbo.Trace_ELBO(10), progress=False)
+        >>> abs(result.params["AutoNormal.locs.mean"].item() - 2.5) < 0.2
+        True
+    """
+
+    path: Path = "total"
+    closed_form = False
+    leave_one_out = False
+
+    def estimate(self, run: Run) -> Tensor:
+        """The negative ELBO in nats."""
+        particles = draw(run, self.num_particles, self.path, self.closed_form)
+        log_p, log_q = particles.scaled(particles.log_p), particles.scaled(particles.log_q)
+        pathwise = _sum(log_p) - _sum(log_q)
+        if not particles.score:
+            return -pathwise.mean()
+        costs = [t._replace(value=t.value.detach()) for t in log_p] + [
+            t._replace(value=-t.value.detach()) for t in log_q
+        ]
+        scores = torch.stack([(self._weight(costs, s.plates) * s.value).sum() for s in particles.score]).sum()
+        # E[d log q] = 0: without the score sites' own log q the gradient varies less
+        surrogate = pathwise.sum() + _sum(particles.scaled(particles.scored)).sum() + scores
+        return -value_with_gradient_of(pathwise.mean(), surrogate / self.num_particles)
+
+    def _weight(self, costs: list[Term], plates: tuple[str, ...]) -> Tensor:
+        """By what a score is multiplied: the log-weight of its elements, less that of the other particles."""
+        weight = torch.stack(torch.broadcast_tensors(*(sum_to(cost, plates) for cost in costs))).sum(0)
+        if self.leave_one_out:
+            num = self.num_particles
+            weight = weight - (weight.sum(0) - weight) / (num - 1)
+        return weight
+
+
+class TraceMeanField_ELBO(Trace_ELBO):
+    r"""The evidence lower bound, with the KL divergence of a latent in closed form wherever torch or Pyro knows it.
+
+    .. math:: \frac1K \sum_k \log p(x \mid z_k) - \mathrm{KL}(q(z) \| p(z))
+
+    Args:
+        num_particles: K.
+        plate: The name of the plate of the rows, where it must be named.
+    """
+
+    closed_form = True
+
+    def check(self, structure: Structure) -> None:
+        """Refuse guides that are not reparametrised, and enumeration.
+
+        Raises:
+            ValueError: that names the site.
+        """
+        if structure.enumerated:
+            raise ValueError(
+                f"TraceMeanField_ELBO does not sum out sites, and {structure.enumerated[0]!r} is marked for "
+                "enumeration: use Trace_ELBO"
+            )
+        if structure.score:
+            raise ValueError(
+                f"TraceMeanField_ELBO needs reparametrised draws, and {structure.score[0]!r} has none: use Trace_ELBO"
+            )
+
+
+class TraceSTL_ELBO(Trace_ELBO):
+    r"""The evidence lower bound, "sticking the landing": gradients flow through the draws alone (Roeder et al. 2017).
+
+    .. math:: \frac1K \sum_k \log p(x, z_k(\phi)) - \log q_{\bar\phi}(z_k(\phi))
+
+    Its gradient has no variance where the guide is the posterior.
+
+    Args:
+        num_particles: K.
+        plate: The name of the plate of the rows, where it must be named.
+    """
+
+    path: Path = "stl"
+
+    def check(self, structure: Structure) -> None:
+        """Refuse parameters that model and guide share.
+
+        Raises:
+            ValueError: that names one.
+        """
+        refuse_common_parameters(structure, "TraceSTL_ELBO")
+
+
+class TraceScore_ELBO(Trace_ELBO):
+    r"""The evidence lower bound, by the score function at every site, reparametrised or not (Ranganath et al. 2014).
+
+    .. math:: \frac1K \sum_k \nabla \log q(z_k) \Bigl(\log w_k - \frac1{K-1} \sum_{j \ne k} \log w_j\Bigr)
+
+    with :math:`w = p(x, z) / q(z)`; the baseline is that of Richter et al. (2020, VarGrad) and Kool et al. (2019).
+
+    Args:
+        num_particles: K; at least 2 with a baseline.
+        baseline: "leave_one_out", the mean log-weight of the other particles, or None.
+        plate: The name of the plate of the rows, where it must be named.
+
+    Raises:
+        ValueError: for a single particle with a baseline.
+    """
+
+    path: Path = "none"
+
+    def __init__(
+        self,
+        num_particles: int = 2,
+        baseline: Literal["leave_one_out"] | None = "leave_one_out",
+        *,
+        plate: str | None = None,
+    ) -> None:
+        super().__init__(num_particles, plate=plate)
+        if baseline not in ("leave_one_out", None):
+            raise ValueError(f"baseline must be 'leave_one_out' or None; got {baseline!r}")
+        if baseline is not None and self.num_particles < 2:
+            raise ValueError(
+                "baseline='leave_one_out' compares particles with each other and needs num_particles of at least 2"
+            )
+        self.leave_one_out = baseline is not None
+
+
+def _sum(terms: list[Term]) -> Tensor:
+    """The sum of terms over all their plates, ``[K]``."""
+    return by_row(terms, ())[0]

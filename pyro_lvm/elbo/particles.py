@@ -1,0 +1,303 @@
+"""The log-weight engine: particles drawn from a guide, and what they weigh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyro_lvm.elbo.contraction import enumerate_model, log_density
+from pyro_lvm.elbo.detach import DetachSamples, detached, detached_parameters, without_points
+from pyro_lvm.elbo.structure import Structure, takes_random_part
+from pyro_lvm.elbo.terms import Term, by_row, equal_numbers, masked, over_plates, unscaled_log_prob
+from pyro_lvm.guides import is_delta
+from pyro_lvm.sites import RowScale, Site, sample_sites
+from pyro_lvm.vectorize import each_draw
+
+Path = Literal["total", "none", "stl", "dreg"]
+
+
+class Run(NamedTuple):
+    """A model and a guide on their arguments, what is known of them, and the step of the optimisation, if it is one."""
+
+    structure: Structure
+    model: Callable
+    guide: Callable
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    step: int | Tensor | None = None
+
+
+@dataclass
+class Scales:
+    """What scales there are around the cells.
+
+    What all sites of a cell share stands around its log-weight, other scales and all masks within.
+
+    Attributes:
+        ratio: N / B, by which a minibatch stands for all rows.
+        weight: Row weights ``[N]``, or 1.
+        common: A ``poutine.scale`` that all sites of a cell share.
+        uniform: Whether there is one.
+    """
+
+    ratio: float
+    weight: float | Tensor
+    common: Any
+    uniform: bool
+
+    @staticmethod
+    def of(structure: Structure, sites: Sequence[Site]) -> Scales:
+        """Found on the sites of model and guide."""
+        inside = [site for site in sites if structure.in_rows(site)]
+        given = next((s["infer"]["row_scale"] for s in inside if "row_scale" in s["infer"]), RowScale(1.0, 1.0, None))
+        scales = [_without_rows(site, structure) for site in (inside if structure.separate else sites)]
+        uniform = bool(scales) and all(equal_numbers(scale, scales[0]) for scale in scales)
+        return Scales(
+            ratio=given.ratio * next((_part(site, structure.rows) for site in inside), 1.0),
+            weight=1.0 if given.weight is None else given.weight,
+            common=scales[0] if uniform else 1.0,
+            uniform=uniform,
+        )
+
+    def within(self, site: Site, structure: Structure) -> Any:
+        """The scale of a site within its cell."""
+        if self.uniform and (structure.in_rows(site) or not structure.separate):
+            return 1.0
+        return _without_rows(site, structure)
+
+    def around(self, term: Term, structure: Structure) -> Term:
+        """A term times all that stands around it."""
+        inside = [plate for plate in term.plates if plate in structure.rows]
+        scale = self.common if inside or not structure.separate else 1.0
+        if inside:
+            weight = self.weight
+            if isinstance(weight, Tensor):
+                weight = weight.reshape(-1, *[1] * (len(term.plates) - 1 - term.plates.index(inside[0])))
+            scale = scale * self.ratio * weight
+        return term if equal_numbers(scale, 1.0) else term._replace(value=term.value * scale)
+
+
+def _without_rows(site: Site, structure: Structure) -> Any:
+    """The scale of a site but for what its rows count."""
+    given = site["infer"].get("row_scale")
+    scale = site["scale"] if given is None else given.within
+    part = _part(site, structure.rows)
+    return scale if part == 1.0 else scale / part
+
+
+def _part(site: Site, rows: frozenset[str]) -> float:
+    """N / B of a plate that takes a part of the rows by itself."""
+    for frame in site["cond_indep_stack"]:
+        if frame.name in rows and frame.full_size not in (None, frame.size):
+            return frame.full_size / frame.size
+    return 1.0
+
+
+class Cells(NamedTuple):
+    """Log-weights of K particles in C cells: the rows, where they have latents of their own, or all in one.
+
+    Attributes:
+        log_p: log p(x, z), ``[K, C]``.
+        log_q: log q(z), ``[K, C]``.
+        score: log q of what has no reparametrised draw, ``[K, C]``, by whose gradient a bound is weighted.
+        held: log p(x, z) with z held fixed, ``[K, C]``; for the path "dreg" alone.
+        shared: log p(g) - log q(g) of one draw g of the latents that all rows share; a number.
+        shared_score: As ``score``, for g.
+        counts: How often each cell counts, a number or ``[C]``.
+    """
+
+    log_p: Tensor
+    log_q: Tensor
+    score: Tensor
+    held: Tensor
+    shared: Tensor
+    shared_score: Tensor
+    counts: float | Tensor
+
+    @property
+    def log_weights(self) -> Tensor:
+        """log p(x, z) - log q(z), ``[K, C]``."""
+        return self.log_p - self.log_q
+
+
+@dataclass
+class Particles:
+    """What K runs of a guide and a model say, every term with a leading dimension K.
+
+    Attributes:
+        log_p: Of the model, enumerated sites summed out; or, for a site with a closed form, minus its KL divergence.
+        log_q: Of the guide, but for sites with a closed form.
+        scored: Those of ``log_q`` that have no reparametrised draw.
+        score: The same without scales and masks, with all its gradient.
+        held: As ``log_p``, at latents held fixed; for the path "dreg" alone.
+        structure: Of model and guide.
+        scales: By which terms are still to be multiplied.
+    """
+
+    log_p: list[Term]
+    log_q: list[Term]
+    scored: list[Term]
+    score: list[Term]
+    held: list[Term]
+    structure: Structure
+    scales: Scales
+
+    def scaled(self, terms: list[Term]) -> list[Term]:
+        """Terms as they count in a sum over all rows."""
+        return [self.scales.around(term, self.structure) for term in terms]
+
+    def cells(self) -> Cells:
+        """Log-weights by row, or all in one cell where rows have none of their own.
+
+        Raises:
+            ValueError: for a minibatch of a model whose rows cannot be told apart.
+        """
+        scales, zero = self.scales, torch.zeros(())
+        parts = [by_row(terms, self.structure.rows) for terms in (self.log_p, self.log_q, self.score, self.held)]
+        if self.structure.separate:
+            (shared_p, _), (shared_q, _), (shared_score, _), _ = parts
+            log_p, log_q, score, held = (zero if inside is None else inside for _, inside in parts)
+            counts = scales.ratio * scales.weight * scales.common
+            # every particle has the same g
+            return Cells(log_p, log_q, score, held, (shared_p - shared_q).mean(), shared_score.mean(), counts)
+        if scales.ratio != 1.0:
+            raise ValueError(
+                "the average over particles stands inside a logarithm or a power, and its latents belong to all rows: "
+                "a minibatch has no unbiased estimate of it. Take all rows in each step, or an estimator without it, "
+                "such as Trace_ELBO"
+            )
+        weights = (scales.weight, scales.weight, 1.0, scales.weight)  # a score is none of what is weighed
+        whole = [o if rows is None else o + (rows * w).sum(-1) for (o, rows), w in zip(parts, weights, strict=True)]
+        log_p, log_q, score, held = (w.unsqueeze(-1) if w.dim() else w for w in whole)
+        return Cells(log_p, log_q, score, held, zero, zero, scales.common)
+
+
+def draw(
+    run: Run, num_particles: int, path: Path = "total", closed_form: bool = False, nested: bool = False
+) -> Particles:
+    """Draw particles from the guide and weigh them.
+
+    Args:
+        run: Model, guide and arguments.
+        num_particles: K.
+        path: Where gradients flow: through draws, values and parameters ("total"); not through draws ("none"); through
+            draws, but not through the guide's parameters otherwise ("stl"), nor the model's ("dreg").
+        closed_form: Whether a latent's KL divergence takes the place of its log-densities wherever torch knows it.
+        nested: Whether all particles are to share one draw of the latents that all rows share.
+
+    Returns:
+        The particles.
+
+    Raises:
+        ValueError: where the K-sample bound would stand around a subsampled plate.
+    """
+    layout: dict[str, Any] = {}
+    given = _given(run, path, nested)
+
+    def once() -> dict[str, tuple[Tensor, ...]]:
+        found, layout["scales"] = _particle(run, path, closed_form, given)
+        layout["terms"] = found
+        return {kind: tuple(term.value for term in terms) for kind, terms in found.items()}
+
+    values, run.structure.vectorizes = each_draw(once, num_particles, run.structure.vectorizes)
+    terms = {
+        kind: [term._replace(value=v) for term, v in zip(layout["terms"][kind], values[kind], strict=True)]
+        for kind in values
+    }
+    return Particles(**terms, structure=run.structure, scales=layout["scales"])
+
+
+def _given(run: Run, path: Path, nested: bool) -> poutine.Trace:
+    """What all particles share: which part of its elements a plate has drawn, and the latents that rows share."""
+    shared = poutine.Trace()
+    nested = nested and bool(run.structure.shared)
+    if nested or run.structure.draws_subsamples:
+        drawn = _draw_guide(run, path, shared)
+        plain = poutine.trace(poutine.replay(run.model, trace=drawn)).get_trace(*run.args, **run.kwargs)
+        for trace in (drawn, plain):
+            for name, site in sample_sites(trace).items():
+                if name not in shared and (takes_random_part(site) or (nested and name in run.structure.shared)):
+                    shared.add_node(name, **site)
+    return shared
+
+
+def _draw_guide(run: Run, path: Path, given: poutine.Trace) -> poutine.Trace:
+    with DetachSamples() if path == "none" else nullcontext():
+        return poutine.trace(poutine.replay(run.guide, trace=given)).get_trace(*run.args, **run.kwargs)
+
+
+def _particle(run: Run, path: Path, closed_form: bool, given: poutine.Trace) -> tuple[dict[str, list[Term]], Scales]:
+    structure = run.structure
+
+    def model(replay: poutine.Trace) -> poutine.Trace:
+        return enumerate_model(run.model, run.args, run.kwargs, structure.max_plate_nesting, replay)
+
+    drawn = _draw_guide(run, path, given)
+    latents = structure.local if structure.separate else structure.local | structure.shared
+    weighed, held = drawn, None
+    if path in ("stl", "dreg"):
+        values = detached(drawn, structure.shared - latents) if path == "dreg" else drawn
+        replay = without_points(values)
+        with detached_parameters(structure.places):
+            weighed = poutine.trace(poutine.replay(run.guide, trace=replay)).get_trace(*run.args, **run.kwargs)
+            if path == "dreg":
+                trace = model(values)
+        if path == "dreg":
+            held = model(detached(drawn, latents))
+    if path != "dreg":
+        trace = model(drawn)
+    q, p = sample_sites(prune_subsample_sites(weighed)), sample_sites(trace)
+    scales = Scales.of(structure, [*p.values(), *q.values()])
+    if structure.tied_by and not (scales.ratio == 1.0 and equal_numbers(scales.weight, 1.0)):
+        raise ValueError(
+            f"the enumerated site {structure.tied_by!r} lies outside the row plate, so that rows have no evidence of "
+            "their own to weight: take all rows, and repeat them instead of weighting them"
+        )
+
+    def within(site: Site) -> Any:
+        return scales.within(site, structure)
+
+    closed = _closed_forms(p, q, within) if closed_form else {}
+    for name in closed:
+        trace.remove_node(name)
+    log_q = {name: _term(site, unscaled_log_prob(site), within) for name, site in q.items() if name not in closed}
+    scored = {name: site for name, site in sample_sites(prune_subsample_sites(drawn)).items() if _has_score(site, path)}
+    found = {
+        "log_p": log_density(trace, within) + list(closed.values()),
+        "log_q": list(log_q.values()),
+        "scored": [log_q[name] for name in scored if name not in closed],
+        "score": [over_plates(site, unscaled_log_prob(site)) for name, site in scored.items() if name not in closed],
+        "held": [] if held is None else log_density(held, within),
+    }
+    return found, scales
+
+
+def _has_score(site: Site, path: Path) -> bool:
+    """Whether the gradient of a site's log q must be weighted, because none flows through its draw."""
+    drawn = not site["is_observed"] and not is_delta(site)
+    return drawn and (path == "none" or not site["fn"].has_rsample)
+
+
+def _term(site: Site, log_prob: Any, scale: Callable[[Site], Any]) -> Term:
+    return over_plates(site, masked(site, log_prob, scale(site)))
+
+
+def _closed_forms(p: dict[str, Site], q: dict[str, Site], scale: Callable[[Site], Any]) -> dict[str, Term]:
+    """Minus the KL divergence of each latent for which torch or Pyro knows it."""
+    found = {}
+    for name in p.keys() & q.keys():
+        try:
+            kl = kl_divergence(q[name]["fn"], p[name]["fn"])
+        except NotImplementedError:
+            continue
+        kl = torch.as_tensor(kl).expand(q[name]["fn"].batch_shape)
+        found[name] = _term(q[name], -kl, scale)
+    return {name: found[name] for name in p if name in found}

@@ -1,0 +1,180 @@
+"""Wrappers that any estimator takes: a weight of the KL divergence that warms up, and free bits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_lvm.checks import check_count
+from pyro_lvm.elbo.estimator import Estimator
+from pyro_lvm.elbo.particles import Run, draw
+from pyro_lvm.elbo.structure import Structure
+from pyro_lvm.elbo.terms import Term, by_row
+from pyro_lvm.elbo.translate import translate
+from pyro_lvm.sites import Site
+
+
+class _Wrapper(Estimator):
+    """An estimator that changes another."""
+
+    def __init__(self, elbo: ELBO) -> None:
+        inner = translate(elbo) if isinstance(elbo, ELBO) else None
+        if inner is None:
+            raise TypeError(
+                f"{type(self).__name__} wraps an estimator of pyro_lvm.elbo, or Pyro's Trace_ELBO, TraceMeanField_ELBO "
+                f"or TraceEnum_ELBO; got {elbo!r}"
+            )
+        super().__init__(inner.num_particles, plate=inner.plate)
+        self.elbo = inner
+
+    def check(self, structure: Structure) -> None:
+        """As the wrapped estimator does.
+
+        Raises:
+            ValueError: if that has no right form.
+        """
+        self.elbo.check(structure)
+
+    def check_minibatches(self, structure: Structure) -> None:
+        """As the wrapped estimator does.
+
+        Raises:
+            ValueError: if that has no unbiased estimate.
+        """
+        self.elbo.check_minibatches(structure)
+
+
+class Beta(_Wrapper):
+    r"""A weight of the KL divergence (Higgins et al. 2017), which may rise from 0 (Bowman et al. 2016).
+
+    .. math:: \log p(x \mid z) + \beta_t \bigl(\log p(z) - \log q(z)\bigr), \qquad \beta_t = \beta \min(1, t / T)
+
+    in place of the log-weight. z are the latents that the guide draws; enumerated sites keep their weight of 1.
+
+    Args:
+        elbo: The estimator to wrap.
+        beta: The weight after the warm-up.
+        warm_up: T, the number of optimisation steps over which it rises; 0 for none. Values without a gradient, such as
+            those of validation, have the full weight.
+
+    Raises:
+        TypeError: if ``elbo`` is none that can be wrapped.
+        ValueError: for a weight that is negative or not finite, and a negative warm-up.
+
+    Example:
+        >>> import pyro_lvm as lvm
+        >>> elbo = lvm.elbo.Beta(lvm.elbo.TraceMeanField_ELBO(), beta=4.0, warm_up=1_000)
+    """
+
+    def __init__(self, elbo: ELBO, beta: float = 1.0, warm_up: int = 0) -> None:
+        super().__init__(elbo)
+        self.beta = _check_nats("beta", beta)
+        self.warm_up = 0 if isinstance(warm_up, int) and warm_up == 0 else check_count("warm_up", warm_up)
+
+    def estimate(self, run: Run) -> Tensor:
+        """The wrapped loss, its latents weighted."""
+        weighted = _Weigh(run.structure.local | run.structure.shared, self._weight(run.step))
+        return self.elbo.estimate(run._replace(model=weighted(run.model), guide=weighted(run.guide)))
+
+    def _weight(self, step: int | Tensor | None) -> float | Tensor:
+        if step is None or self.warm_up == 0:
+            return self.beta
+        if isinstance(step, Tensor):
+            return self.beta * (step / self.warm_up).clamp(max=1.0)
+        return self.beta * min(step / self.warm_up, 1.0)
+
+
+class _Weigh(Messenger):
+    """Weigh the log-densities of the named latents."""
+
+    def __init__(self, names: Collection[str], weight: float | Tensor) -> None:
+        super().__init__()
+        self.names, self.weight = names, weight
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if msg["name"] not in self.names or msg["is_observed"]:
+            return
+        msg["scale"] = msg["scale"] * self.weight
+        rows = msg["infer"].get("row_scale")
+        if rows is not None:  # what has scaled the rows has come before
+            msg["infer"] = {**msg["infer"], "row_scale": rows._replace(within=rows.within * self.weight)}
+
+
+class FreeBits(_Wrapper):
+    r"""Free bits (Kingma et al. 2016, appendix C.8): no reward for a KL divergence below a threshold.
+
+    .. math:: L - N \sum_j \max(0, \lambda - \overline{\mathrm{KL}}_j)
+
+    for an ELBO L, whose part :math:`-N \sum_j \overline{\mathrm{KL}}_j` thus becomes
+    :math:`-N \sum_j \max(\lambda, \overline{\mathrm{KL}}_j)`. The divergence of a latent site inside the plate of the
+    rows is that of a row, averaged over the batch; that of a site outside counts once. It is in closed form wherever
+    torch knows it, else from one more draw. The latents of a guide with auxiliary sites, such as AutoNormal, count
+    together.
+
+    Args:
+        elbo: The estimator to wrap.
+        nats: The threshold for each latent site.
+
+    Raises:
+        TypeError: if ``elbo`` is none that can be wrapped.
+        ValueError: for a threshold that is negative or not finite.
+
+    Example:
+        >>> import pyro_lvm as lvm
+        >>> elbo = lvm.elbo.FreeBits(lvm.elbo.TraceIWAE_ELBO(5), nats=0.5)
+    """
+
+    def __init__(self, elbo: ELBO, nats: float) -> None:
+        super().__init__(elbo)
+        self.nats = _check_nats("nats", nats)
+
+    def check(self, structure: Structure) -> None:
+        """Refuse what has no right form.
+
+        Raises:
+            ValueError: that says why.
+        """
+        super().check(structure)
+        if structure.score and len(structure.local | structure.shared) > 1:
+            raise ValueError(
+                f"FreeBits needs reparametrised draws where there is more than one latent, and {structure.score[0]!r} "
+                "has none"
+            )
+
+    def estimate(self, run: Run) -> Tensor:
+        """The wrapped loss, and what the divergences lack."""
+        loss = self.elbo.estimate(run)
+        particles = draw(run, 1, closed_form=not run.structure.enumerated)
+        if particles.score:
+            raise ValueError(
+                f"torch knows no KL divergence in closed form for {run.structure.score[0]!r}, as FreeBits needs"
+            )
+        latents = run.structure.local | run.structure.shared
+        minus_log_p = [Term(t.plates, -t.value, t.site) for t in particles.log_p]
+        terms = [t for t in particles.log_q + minus_log_p if t.site in latents]
+        auxiliary = not {t.site for t in particles.log_q} <= {t.site for t in particles.log_p}
+        groups: dict[tuple[str, bool], list[Term]] = {}
+        for term in terms:
+            local = term.site in run.structure.local
+            groups.setdefault(("" if auxiliary else term.site, local), []).append(term)
+        scales = particles.scales
+        for (_, local), members in groups.items():
+            outside, rows = by_row(members, run.structure.rows)
+            count: Any = 1.0
+            if local and rows is not None:
+                weight = torch.as_tensor(scales.weight).expand(rows.shape[-1])
+                outside, count = (rows * weight).sum() / weight.sum(), weight.sum() * scales.ratio
+            loss = loss + scales.common * count * (self.nats - outside.sum()).clamp(min=0)
+        return loss
+
+
+def _check_nats(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} must be a finite number of at least 0; got {value!r}")
+    return value
