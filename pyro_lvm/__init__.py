@@ -2,7 +2,7 @@
 
 from pyro_lvm import elbo, models, plots
 from pyro_lvm.diagnostics.to_arviz import to_arviz
-from pyro_lvm.importance import Estimate
+from pyro_lvm.importance import Estimate, Evidence
 from pyro_lvm.result import Result, prior_predictive
 from pyro_lvm.svi.fit import fit
 from pyro_lvm.svi.nonfinite import NonFiniteError
@@ -13,6 +13,7 @@ from pyro_lvm.version import __version__ as __version__
 
 __all__ = [
     "Estimate",
+    "Evidence",
     "FitState",
     "NonFiniteError",
     "Objective",

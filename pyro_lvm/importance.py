@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +18,7 @@ from pyro_lvm.elbo.terms import by_row, masked, unscaled_log_prob
 from pyro_lvm.guides import lacks_density, points
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
+from pyro_lvm.psis import pareto_k
 from pyro_lvm.sites import prior_trace, refuse_random_rows, sample_sites, sum_within_rows
 from pyro_lvm.vectorize import repeat
 
@@ -37,6 +40,52 @@ class Estimate(NamedTuple):
         return f"{self.value:.2f} +- {self.standard_error:.2g} nats"
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """log p(x) in nats, as importance weights tell it; ``value, standard_error = evidence`` unpacks the estimate.
+
+    Attributes:
+        value: The logarithm of the mean weight of all draws.
+        standard_error: Its Monte Carlo standard error, 0 where it is exact.
+        lower_bound: The importance-weighted bound (Burda et al. 2016) of ``bound_particles`` draws, averaged over
+            disjoint groups of them. Unlike ``value``, a single draw of such a bound, it comes with an error that says
+            how far its expectation, which bounds log p(x) from below, may be.
+        bound_particles: The draws in each group.
+        log_weights: Joint log-weights of all rows, ``[S]``.
+    """
+
+    value: float
+    standard_error: float
+    lower_bound: Estimate
+    bound_particles: int
+    log_weights: Tensor = field(repr=False)
+
+    @cached_property
+    def cubo(self) -> float | None:
+        """Half the logarithm of the mean squared weight (Dieng et al. 2017), which log p(x) should not exceed by much.
+
+        It estimates an upper bound, is biased down, and is no bound itself. It is None unless the tail of the squared
+        weights has a Pareto k below 0.7, where the mean squared weight can be estimated at all.
+        """
+        if not self.squared_pareto_k < 0.7:
+            return None
+        return 0.5 * float((2 * self.log_weights).logsumexp(0) - math.log(len(self.log_weights)))
+
+    @cached_property
+    def squared_pareto_k(self) -> float:
+        """The Pareto k of the squared joint weights, by ArviZ."""
+        if self.log_weights.max() - self.log_weights.min() < 1e-6:  # constant up to rounding: there is no tail
+            return -math.inf
+        return pareto_k(2 * self.log_weights)
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.value, self.standard_error))
+
+    def __str__(self) -> str:
+        return str(Estimate(self.value, self.standard_error))
+
+
+_BOUND_GROUPS = 20
 _WEIGHTS_AT_ONCE = 10_000_000
 
 
@@ -96,7 +145,19 @@ def log_mean_exp(log_weights: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     return value, (variance / (num_draws - 1)).sqrt() if num_draws > 1 else torch.full_like(value, torch.nan)
 
 
-def evidence(program: Program, values: Values, args: tuple[Any, ...], num_draws: int, proposal: str) -> Estimate:
+def _in_groups(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """The same draws, ``size`` at a time; fewer in the last group."""
+    held: Tensor | None = None
+    for part in parts:
+        held = part if held is None else torch.cat([held, part])
+        while len(held) >= size:
+            yield held[:size]
+            held = held[size:]
+    if held is not None and len(held):
+        yield held
+
+
+def evidence(program: Program, values: Values, args: tuple[Any, ...], num_draws: int, proposal: str) -> Evidence:
     """log p(x) on all rows.
 
     Where every latent site is local to a row and the guide draws rows independently, rows are estimated one by one
@@ -112,7 +173,8 @@ def evidence(program: Program, values: Values, args: tuple[Any, ...], num_draws:
     model = program.bind(values, program.model)
     refuse_random_rows(sample_sites(prior_trace(model, *args, **program.model_kwargs)))
     if not sites.latent:
-        return Estimate(_totals(log_weights(program, values, args, 1)).item(), 0.0)
+        exact = _totals(log_weights(program, values, args, 1))
+        return Evidence(exact.item(), 0.0, Estimate(exact.item(), 0.0), 1, exact)
     if proposal == "guide":
         trace = _guide_trace(program, values, args)
         reason = lacks_density(program.guide, trace, sites.latent) or _masked_apart(program, values, args, trace)
@@ -120,20 +182,39 @@ def evidence(program: Program, values: Values, args: tuple[Any, ...], num_draws:
             raise ValueError(f"{reason}: use proposal='prior', or another guide")
     parts = log_weights(program, values, args, num_draws, proposal)
     separate = set(sites.latent) == set(sites.local_latent) and not sites.shared_enumerated
-    if separate and not (proposal == "guide" and program.couples_rows):
-        outside = torch.zeros(())
+    by_cell = separate and not (proposal == "guide" and program.couples_rows)
+    size = max(1, num_draws // _BOUND_GROUPS)
+    totals, bounds, outside = [], [], torch.zeros(())
 
-        def rows() -> Iterator[Tensor]:
-            nonlocal outside
-            for part, shares in parts:
-                assert shares is not None
-                outside = part[0].double()  # the same in every draw
-                yield shares
+    def cells() -> Iterator[Tensor]:
+        """Log-weights of each row, or of all rows together, in groups of the size of the bound's."""
+        nonlocal outside
+        for group in _in_groups(rows_or_totals(), size):
+            yield group
+            if len(group) == size:
+                bounds.append((group.double().logsumexp(0) - math.log(size)).sum() + outside)
 
-        value, error = log_mean_exp(rows())
-        return Estimate((value.sum() + outside).item(), error.square().sum().sqrt().item())
-    value, error = log_mean_exp([_totals(parts)])
-    return Estimate(value.item(), error.item())
+    def rows_or_totals() -> Iterator[Tensor]:
+        nonlocal outside
+        for part in parts:
+            totals.append(_totals([part]))
+            if by_cell:
+                assert part[1] is not None
+                outside = part[0][0].double()  # the same in every draw
+                yield part[1]
+            else:
+                yield totals[-1]
+
+    value, error = log_mean_exp(cells())
+    spread = torch.stack(bounds)
+    bound_error = spread.std() / math.sqrt(len(spread)) if len(spread) > 1 else torch.tensor(torch.nan)
+    return Evidence(
+        value=(value.sum() + outside).item(),
+        standard_error=error.square().sum().sqrt().item(),
+        lower_bound=Estimate(spread.mean().item(), bound_error.item()),
+        bound_particles=size,
+        log_weights=torch.cat(totals),
+    )
 
 
 def _totals(parts: Iterable[tuple[Tensor, Tensor | None]]) -> Tensor:

@@ -17,7 +17,7 @@ from pyro_lvm.checks import check_count, check_model, check_seed
 from pyro_lvm.data import Data, fingerprint
 from pyro_lvm.elbo.contraction import draw_enumerated, enumerate_model, over_support, responsibilities
 from pyro_lvm.guides import distributions
-from pyro_lvm.importance import Estimate, evidence, score
+from pyro_lvm.importance import Estimate, Evidence, evidence, score
 from pyro_lvm.params import Bound, Values
 from pyro_lvm.program import Program
 from pyro_lvm.sites import Uncondition, is_observed, prior_trace, sample_sites
@@ -147,7 +147,7 @@ class Result:
             self._refuse_missing_observations(args, "score")
             return score(self._program, self._values, args, num_draws)
 
-    def evidence(self, num_particles: int = 1_000, proposal: str = "guide", seed: int | None = None) -> Estimate:
+    def evidence(self, num_particles: int = 1_000, proposal: str = "guide", seed: int | None = None) -> Evidence:
         """log p(x) on all fitted rows, in nats, by importance sampling.
 
         Args:
@@ -156,8 +156,8 @@ class Result:
             seed: Of the draws; the fit's, if None.
 
         Returns:
-            The estimate and its standard error. A logarithm of a mean is biased down, the more so the larger the
-            error.
+            The estimate and its standard error (a logarithm of a mean is biased down, the more so the larger the
+            error), a lower bound with its own, and, where the weights allow it, an estimate of an upper bound.
 
         Raises:
             ValueError: for an unknown proposal, and for a MAP fit, which has no density to weight by.

@@ -35,6 +35,7 @@ ORDER = (
     "models",
     "program",
     "elbo",
+    "psis",
     "importance",
     "plots",
     "result",
