@@ -58,7 +58,7 @@ class Evidence:
     standard_error: float
     lower_bound: Estimate
     bound_particles: int
-    log_weights: Tensor = field(repr=False)
+    log_weights: Tensor = field(repr=False, compare=False)
 
     @cached_property
     def cubo(self) -> float | None:
