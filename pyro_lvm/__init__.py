@@ -1,6 +1,7 @@
 """Latent variable models on Pyro and PyTorch."""
 
 from pyro_lvm import elbo, models, plots
+from pyro_lvm.diagnostics.compare_elbos import ELBOComparison, compare_elbos
 from pyro_lvm.diagnostics.to_arviz import to_arviz
 from pyro_lvm.importance import Estimate, Evidence
 from pyro_lvm.result import Result, prior_predictive
@@ -12,6 +13,7 @@ from pyro_lvm.svi.stopping import FitState, StopWhenFlat
 from pyro_lvm.version import __version__ as __version__
 
 __all__ = [
+    "ELBOComparison",
     "Estimate",
     "Evidence",
     "FitState",
@@ -20,6 +22,7 @@ __all__ = [
     "Result",
     "SVIResult",
     "StopWhenFlat",
+    "compare_elbos",
     "elbo",
     "fit",
     "load",

@@ -37,6 +37,16 @@ def unchanged_buffers(*programs: Any) -> Iterator[None]:
 
 
 @contextmanager
+def unchanged(*programs: Any) -> Iterator[None]:
+    """Whatever happens inside, the parameters and buffers of the programs' modules are as before afterwards."""
+    before = _copies(tensors for part in _parts(programs) for tensors in (part._parameters, part._buffers))
+    try:
+        yield
+    finally:
+        _put_back(before)
+
+
+@contextmanager
 def unchanged_if_it_fails(*programs: Any) -> Iterator[None]:
     """A call that raises leaves the tensors of the programs' modules as they were, and their start to be made."""
     parts = _parts(programs)

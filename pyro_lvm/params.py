@@ -90,8 +90,8 @@ class Parameters:
             n: transform_to(c)(values[n].detach()).detach().clone() for n, c in self.constraints.items() if n in values
         }
 
-    def unconstrained(self, values: Values) -> dict[str, Tensor]:
-        """The inverse of :meth:`constrained`.
+    def unconstrained(self, values: Values, what: str = "init") -> dict[str, Tensor]:
+        """The inverse of :meth:`constrained`; ``what`` is the name of the values in errors.
 
         Raises:
             TypeError: for a value that is no number or tensor.
@@ -102,24 +102,24 @@ class Parameters:
         for name, value in values.items():
             if name not in self._start:
                 raise ValueError(
-                    f"init names {name!r}, which is no parameter; the parameters are {sorted(self._start)}"
+                    f"{what} names {name!r}, which is no parameter; the parameters are {sorted(self._start)}"
                 )
             like = self._start[name]
             constraint = self.constraints[name]
             expected = transform_to(constraint)(like.detach()).shape
             if not isinstance(value, Tensor | Number | np.ndarray | list):
-                raise TypeError(f"init[{name!r}] must be a number or a tensor; got {value!r}")
+                raise TypeError(f"{what}[{name!r}] must be a number or a tensor; got {value!r}")
             value = torch.as_tensor(value).detach().to(like)
             if value.shape != expected:
-                raise ValueError(f"init[{name!r}] has shape {list(value.shape)}, expected {list(expected)}")
+                raise ValueError(f"{what}[{name!r}] has shape {list(value.shape)}, expected {list(expected)}")
             if not torch.isfinite(value).all():
-                raise ValueError(f"init[{name!r}] is not finite")
+                raise ValueError(f"{what}[{name!r}] is not finite")
             if not constraint.check(value).all():
-                raise ValueError(f"init[{name!r}] is outside its constraint {constraint}")
+                raise ValueError(f"{what}[{name!r}] is outside its constraint {constraint}")
             result[name] = transform_to(constraint).inv(value).clone()
             if not torch.isfinite(result[name]).all():
                 raise ValueError(
-                    f"init[{name!r}] is on the boundary of its constraint {constraint}: start inside of it"
+                    f"{what}[{name!r}] is on the boundary of its constraint {constraint}: start inside of it"
                 )
         return result
 

@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 _NUMBERS_AT_ONCE = 5_000_000  # of the largest tensor: some 20 MB in float32, which a few copies of it multiply
 
 
-def repeat(fn: Callable[..., Any], num_draws: int, *per_draw: Any) -> Any:
+def repeat(fn: Callable[..., Any], num_draws: int, *per_draw: Any, width: int = 1) -> Any:
     """Call ``fn`` once per draw and stack what it returns.
 
     A batched call by ``torch.func.vmap`` means just what a loop would: each draw sees the shapes of one run, and has
@@ -30,6 +30,7 @@ def repeat(fn: Callable[..., Any], num_draws: int, *per_draw: Any) -> Any:
         fn: Returns a tensor, or tuples and dicts of tensors.
         num_draws: S.
         per_draw: Arguments, or dicts of them, with a leading dimension S that the calls share out.
+        width: How many draws of its own a call makes at a time, which its tensors do not show.
 
     Returns:
         What ``fn`` returns, with a leading dimension S on every tensor.
@@ -39,7 +40,7 @@ def repeat(fn: Callable[..., Any], num_draws: int, *per_draw: Any) -> Any:
         fn(*_take(per_draw, 0))  # with Pyro's validation, which looks into values and so cannot be mapped
     randomness.set_state(state)
     with torch.no_grad():
-        chunk = max(1, min(num_draws, _NUMBERS_AT_ONCE // largest.numbers))
+        chunk = max(1, min(num_draws, _NUMBERS_AT_ONCE // (largest.numbers * width)))
         try:
             return _at_a_time(fn, num_draws, chunk, *per_draw)
         except Exception as error:  # whatever vmap refuses; what is wrong with the program itself the loop raises again

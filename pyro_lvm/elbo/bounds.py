@@ -118,6 +118,18 @@ class TraceIWAE_ELBO(Bound):
                 f"gradient='dreg' needs reparametrised draws, and {structure.score[0]!r} has none: use TraceVIMCO_ELBO"
             )
 
+    @property
+    def target(self) -> str:
+        """The bound of K particles."""
+        return "ELBO" if self.num_particles == 1 else f"IWAE-{self.num_particles}"
+
+    def reference(self, structure: Structure) -> Estimator:
+        """Doubly reparametrised where it can be."""
+        if structure.score and self.num_particles > 1:
+            return TraceVIMCO_ELBO(self.num_particles, plate=self.plate)
+        doubly = not structure.score and not structure.common_parameter
+        return TraceIWAE_ELBO(self.num_particles, "dreg" if doubly else "total", plate=self.plate)
+
     def bound(self, cells: Cells) -> Tensor:
         """log of the mean weight."""
         bound = log_mean_exp(cells.log_weights)
@@ -177,6 +189,11 @@ class TraceRenyi_ELBO(Bound):
         if alpha == 1:
             raise ValueError("alpha=1 is the ELBO: use Trace_ELBO")
         self.alpha = alpha
+
+    @property
+    def target(self) -> str:
+        """The estimate's expectation, which depends on K."""
+        return f"Renyi {self.alpha:g}, K = {self.num_particles}"
 
     def check(self, structure: Structure) -> None:
         """Refuse what has no right form.

@@ -68,6 +68,15 @@ class Estimator(ELBO):
             ValueError: that says why.
         """
 
+    @property
+    @abstractmethod
+    def target(self) -> str:
+        """The name of what the loss estimates; estimators of one target can be compared with each other."""
+
+    def reference(self, structure: Structure) -> Estimator:
+        """An estimator with the same target and no bias, of little variance: against it the others are measured."""
+        return self
+
     @abstractmethod
     def estimate(self, run: Run) -> Tensor:
         """The loss in nats, whose gradient is the estimator's."""

@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 from pyro_lvm.elbo.bounds import Bound
-from pyro_lvm.elbo.estimator import log_mean_exp, refuse_common_parameters, value_with_gradient_of
+from pyro_lvm.elbo.estimator import Estimator, log_mean_exp, refuse_common_parameters, value_with_gradient_of
 from pyro_lvm.elbo.particles import Cells, Run, draw
 from pyro_lvm.elbo.structure import Structure
 
@@ -54,6 +54,11 @@ class TraceCUBO(_Inclusive):
             raise ValueError(f"shift must be a finite number of nats; got {shift!r}")
         self.shift = shift
 
+    @property
+    def target(self) -> str:
+        """The squared weight, which does not depend on K."""
+        return "chi-square"
+
     def bound(self, cells: Cells) -> Tensor:
         """Minus the mean squared weight."""
         return -(2 * (cells.log_weights - self.shift)).exp().mean(0)
@@ -88,6 +93,15 @@ class TraceWakePhi(_Inclusive):
         """
         super().check(structure)
         refuse_common_parameters(structure, "TraceWakePhi")
+
+    @property
+    def target(self) -> str:
+        """What the gradients tend to as K grows."""
+        return "inclusive KL"
+
+    def reference(self, structure: Structure) -> Estimator:
+        """Many particles, with which the bias is small."""
+        return TraceWakePhi(max(1_000, self.num_particles), plate=self.plate)
 
     def estimate(self, run: Run) -> Tensor:
         """The negative bound in nats, with the gradient of the wake phases."""

@@ -41,6 +41,16 @@ class Trace_ELBO(Estimator):
     closed_form = False
     leave_one_out = False
 
+    @property
+    def target(self) -> str:
+        """The ELBO."""
+        return "ELBO"
+
+    def reference(self, structure: Structure) -> Estimator:
+        """Draws alone, unless model and guide share parameters."""
+        kind = Trace_ELBO if structure.common_parameter else TraceSTL_ELBO
+        return kind(self.num_particles, plate=self.plate)
+
     def estimate(self, run: Run) -> Tensor:
         """The negative ELBO in nats."""
         particles = draw(run, self.num_particles, self.path, self.closed_form)

@@ -77,6 +77,15 @@ class Beta(_Wrapper):
         self.beta = _check_nats("beta", beta)
         self.warm_up = 0 if isinstance(warm_up, int) and warm_up == 0 else check_count("warm_up", warm_up)
 
+    @property
+    def target(self) -> str:
+        """The wrapped target, weighted."""
+        return f"{self.elbo.target}, beta {self.beta:g}"
+
+    def reference(self, structure: Structure) -> Estimator:
+        """That of the wrapped estimator, weighted too."""
+        return Beta(self.elbo.reference(structure), self.beta, self.warm_up)
+
     def estimate(self, run: Run) -> Tensor:
         """The wrapped loss, its latents weighted."""
         weighted = _Weigh(run.structure.local | run.structure.shared, self._weight(run.step))
@@ -146,6 +155,15 @@ class FreeBits(_Wrapper):
                 f"FreeBits needs reparametrised draws where there is more than one latent, and {structure.score[0]!r} "
                 "has none"
             )
+
+    @property
+    def target(self) -> str:
+        """The wrapped target, with free bits."""
+        return f"{self.elbo.target}, {self.nats:g} free nats"
+
+    def reference(self, structure: Structure) -> Estimator:
+        """That of the wrapped estimator, with free bits too."""
+        return FreeBits(self.elbo.reference(structure), self.nats)
 
     def estimate(self, run: Run) -> Tensor:
         """The wrapped loss, and what the divergences lack."""

@@ -20,6 +20,7 @@ from pyro_lvm.modules import unchanged_if_it_fails
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
 from pyro_lvm.svi.checkpoint import Checkpoint
+from pyro_lvm.svi.initial import initial_values
 from pyro_lvm.svi.loop import EagerLoop
 from pyro_lvm.svi.objective import Objective
 from pyro_lvm.svi.result import SVIResult
@@ -141,7 +142,7 @@ def fit(
         else:
             batches = WholeData(tensors, weight)
         held_out = _validation(program, validation, rows, device)
-        initial = program.parameters.unconstrained(_initial(program, init))
+        initial = initial_values(program, init)
         start = program.parameters.start() | initial
         loop = EagerLoop(objective, start, batches, total, optim, scheduler, clip)
         kept = None
@@ -221,21 +222,6 @@ def _validation(program: Program, validation: Any, rows: Any, device: Any) -> tu
         if isinstance(new, Tensor) and isinstance(old, Tensor) and new.shape[has:] != old.shape[has:]:
             raise ValueError(f"validation argument {i} has shape {list(new.shape)}, in the fit {list(old.shape)}")
     return held_out
-
-
-def _initial(program: Program, init: Any) -> Mapping[str, Any]:
-    """The starting values that ``init=`` means."""
-    if init is None:
-        return {}
-    if isinstance(init, Result):
-        shapes = {n: v.shape for n, v in program.parameters.constrained(program.parameters.start()).items()}
-        shared = {n: v for n, v in init.params.items() if shapes.get(n) == v.shape}
-        if not shared:
-            raise ValueError(f"init shares no parameter with this fit: it has {list(init.params)}, this {list(shapes)}")
-        return shared
-    if not isinstance(init, Mapping):
-        raise TypeError(f"init must be a result or a dict of values by name; got {type(init).__name__}")
-    return init
 
 
 def _move(programs: Sequence[Any], device: torch.device | str | None) -> None:

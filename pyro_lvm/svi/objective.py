@@ -118,6 +118,20 @@ class Objective:
         program = Program(self.model, self.given_guide, data, example, self.model_kwargs, self.plate)
         if not program.parameters.constraints:
             raise ValueError("the model and the guide have no trainable parameters, so that there is nothing to fit")
+        self._take(program, weighted)
+
+    def with_elbo(self, elbo: ELBO) -> Objective:
+        """The same model and guide, as they were made ready, with another estimator.
+
+        Raises:
+            TypeError: if ``elbo`` is no ``pyro.infer.ELBO``.
+            ValueError: for an estimator that has no right form for them.
+        """
+        other = Objective(self.model, self.given_guide, elbo, plate=self.plate, model_kwargs=self.model_kwargs)
+        other._take(self.program, self.weighted)
+        return other
+
+    def _take(self, program: Program, weighted: bool) -> None:
         self.elbo, self.weighted = self._resolve_elbo(program, weighted), weighted
         if isinstance(self.elbo, Estimator):
             start = {name: v.requires_grad_() for name, v in program.parameters.start().items()}

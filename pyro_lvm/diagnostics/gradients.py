@@ -1,0 +1,96 @@
+"""The gradient of an objective: many draws of it, and what one of them costs."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_lvm.params import Values
+from pyro_lvm.svi.objective import Objective
+from pyro_lvm.vectorize import repeat
+
+
+@dataclass(frozen=True)
+class GradientDraws:
+    """Independent draws of a loss and its gradient at the same parameters.
+
+    Attributes:
+        losses: ``[R]``, in nats.
+        gradients: Of the loss, in the unconstrained parameters, by name: ``[R, ...]``.
+    """
+
+    losses: Tensor
+    gradients: dict[str, Tensor]
+
+    def flat(self, name: str | None = None) -> Tensor:
+        """The gradients of one parameter, or of all of them side by side: ``[R, P]``."""
+        chosen = self.gradients.values() if name is None else [self.gradients[name]]
+        return torch.cat([g.reshape(len(g), -1).double() for g in chosen], 1)
+
+
+def draw_gradients(objective: Objective, values: Values, args: tuple[Any, ...], num_draws: int) -> GradientDraws:
+    """Draw gradients, all at a time where the estimator can be mapped.
+
+    Args:
+        objective: It has seen its data.
+        values: Unconstrained parameters.
+        args: The model's arguments.
+        num_draws: R.
+    """
+    values = {name: v.detach() for name, v in values.items()}
+
+    def once() -> tuple[dict[str, Tensor], Tensor]:
+        return torch.func.grad_and_value(lambda p: objective(p, args))(values)
+
+    try:
+        gradients, losses = repeat(once, num_draws, width=objective.elbo.num_particles)
+    except RuntimeError:  # an estimator of Pyro's with an operation that torch.func does not take
+        drawn = [_gradient(objective, values, args) for _ in range(num_draws)]
+        losses = torch.stack([loss for loss, _ in drawn])
+        gradients = {name: torch.stack([g[name] for _, g in drawn]) for name in values}
+    return GradientDraws(losses, gradients)
+
+
+def _gradient(objective: Objective, values: Values, args: tuple[Any, ...]) -> tuple[Tensor, dict[str, Tensor]]:
+    leaves = {name: v.detach().requires_grad_() for name, v in values.items()}
+    loss = objective(leaves, args)
+    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    found = zip(leaves.items(), gradients, strict=True)
+    return loss.detach(), {name: torch.zeros_like(v) if g is None else g for (name, v), g in found}
+
+
+_TIMED = 15
+
+
+def cost(objective: Objective, values: Values, args: tuple[Any, ...]) -> tuple[float, int]:
+    """What a gradient takes: seconds (the median of some), and the bytes that autograd keeps for it."""
+    leaves = {name: v.detach().requires_grad_() for name, v in values.items()}
+    kept = _kept_bytes(objective(leaves, args))
+    times = []
+    for _ in range(_TIMED):
+        began = time.perf_counter()
+        _gradient(objective, values, args)
+        times.append(time.perf_counter() - began)
+    return sorted(times)[_TIMED // 2], kept
+
+
+def _kept_bytes(loss: Tensor) -> int:
+    """The size of all tensors that the graph of a loss holds until its gradient is taken."""
+    seen, sizes, todo = set(), {}, [loss.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        for name in dir(node):
+            held = getattr(node, name) if name.startswith("_saved_") else None
+            for tensor in held if isinstance(held, list | tuple) else [held]:
+                if isinstance(tensor, Tensor):
+                    storage = tensor.untyped_storage()
+                    sizes[storage.data_ptr()] = storage.nbytes()
+        todo += [parent for parent, _ in node.next_functions]
+    return sum(sizes.values())

@@ -1,0 +1,12 @@
+"""Pictures: arrays in, matplotlib axes out.
+
+Nothing here knows a model or a result, so that a picture can be made of any draws. Every function draws into the axes
+that it is given, or into those of a new figure, and changes no global setting of matplotlib.
+"""
+
+from pyro_lvm.plots.axes import COLORS
+from pyro_lvm.plots.curves import bars, curves
+from pyro_lvm.plots.fits import intervals, losses
+from pyro_lvm.plots.latents import images, latent_map, mixture
+
+__all__ = ["COLORS", "bars", "curves", "images", "intervals", "latent_map", "losses", "mixture"]
