@@ -96,13 +96,13 @@ def compare_elbos(
     optim: Any = 1e-2,
     seed: int = 0,
 ) -> ELBOComparison:
-    """Measure what estimators of the ELBO and its relatives say at the same parameters, and how noisy their gradients are.
+    """Measure what estimators of the ELBO and its relatives say at the same parameters, and how their gradients vary.
 
     The variance of a gradient times the time that it takes is the figure that decides between estimators of one target:
     half the variance is worth twice the particles. The bias is measured against a reference: the exact gradient of the
     estimator's target where the guide's latents are discrete and few or the model is linear and Gaussian, else the mean
-    of ten times as many gradients of the least noisy unbiased estimator. The reference of the inclusive KL divergence has a
-    thousand particles.
+    of ten times as many gradients of the least noisy unbiased estimator. The reference of the inclusive KL divergence
+    has a thousand particles.
 
     Args:
         model: A Pyro model.
