@@ -38,7 +38,7 @@ def bars(values: Mapping[str, float], label: str, log: bool = False, ax: Axes | 
     drawn = ax.barh(
         np.flatnonzero(shown), numbers[shown], color=[color(int(i)) for i in np.flatnonzero(shown)], height=0.65
     )
-    ax.bar_label(drawn, fmt="%.3g", padding=3, fontsize=9)
+    ax.bar_label(drawn, fmt=lambda v: f"{float(f'{v:.3g}'):,g}", padding=3, fontsize=9)
     ax.set_yticks(range(len(values)), list(values))
     ax.set_ylim(len(values) - 0.5, -0.5)
     ax.margins(x=0.2)
