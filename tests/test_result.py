@@ -704,7 +704,7 @@ def test_wrong_arguments_of_prior_predictive_are_explained(what):
 
 def stub(path, **changes):
     state = {"kind": "result", "data": None, "params": {}, "losses": torch.zeros(3), "validation": {}, "seed": 0}
-    torch.save(state | {"seconds": 0.0} | {"compiled": False} | changes, path)
+    torch.save(state | {"seconds": 0.0} | {"compiled": False, "target": "ELBO"} | changes, path)
 
 
 def loading(**options):

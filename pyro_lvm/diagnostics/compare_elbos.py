@@ -18,7 +18,6 @@ from pyro_lvm.data import Data
 from pyro_lvm.diagnostics.gradients import cost, draw_gradients
 from pyro_lvm.diagnostics.reference_gradients import Reference, reference
 from pyro_lvm.elbo.bounds import TraceIWAE_ELBO, TraceRenyi_ELBO, TraceVIMCO_ELBO
-from pyro_lvm.elbo.estimator import Estimator
 from pyro_lvm.elbo.linear import Trace_ELBO, TraceMeanField_ELBO, TraceScore_ELBO, TraceSTL_ELBO
 from pyro_lvm.modules import unchanged, unchanged_if_it_fails
 from pyro_lvm.svi.fit import fit
@@ -191,8 +190,7 @@ def _check_elbos(elbos: Any) -> dict[str, ELBO]:
 def _compare(
     objective: Objective, values: dict[str, Tensor], num_repeats: int, references: dict[str, Reference]
 ) -> Compared:
-    args, elbo = objective.program.data.args, objective.elbo
-    target = elbo.target if isinstance(elbo, Estimator) else type(elbo).__name__
+    args, target = objective.program.data.args, objective.target
     draws = draw_gradients(objective, values, args, num_repeats)
     if target not in references:
         references[target] = reference(objective, values, args, 10 * num_repeats)

@@ -57,7 +57,7 @@ class TraceCUBO(_Inclusive):
     @property
     def target(self) -> str:
         """The squared weight, which does not depend on K."""
-        return "chi-square"
+        return "minus chi-square"
 
     def bound(self, cells: Cells) -> Tensor:
         """Minus the mean squared weight."""

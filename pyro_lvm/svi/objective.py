@@ -100,6 +100,13 @@ class Objective:
             raise RuntimeError("the objective has not seen data yet: call objective.init(*data) first")
         return self._program
 
+    @property
+    def target(self) -> str:
+        """What the loss is minus an estimate of, such as "ELBO" or "IWAE-5"."""
+        if isinstance(self.elbo, Estimator):
+            return self.elbo.target
+        return type(self.elbo).__name__ if isinstance(self.elbo, RenyiELBO | ReweightedWakeSleep) else "ELBO"
+
     def init(self, *data: Any, seed: int = 0) -> dict[str, Tensor]:
         """Run model and guide once on ``data`` and return their parameters.
 

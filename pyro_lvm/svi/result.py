@@ -20,7 +20,8 @@ class SVIResult(Result):
     """A model and guide fitted by :func:`pyro_lvm.fit`.
 
     Attributes:
-        losses: The negative ELBO of each step, in nats, ``[num_steps]``.
+        losses: The loss of each step, in nats, ``[num_steps]``: the negative ELBO, unless ``elbo=`` was something else.
+        target: What the loss is minus an estimate of, such as "ELBO" or "IWAE-5".
         validation: Held-out losses by step, in nats.
         compiled: Whether the steps ran as one compiled program.
     """
@@ -31,12 +32,13 @@ class SVIResult(Result):
         values: Values,
         *,
         losses: Tensor,
+        target: str,
         validation: dict[int, float],
         seconds: float,
         seed: int,
         compiled: bool = False,
     ) -> None:
-        self.losses, self.validation, self.compiled = losses, validation, compiled
+        self.losses, self.target, self.validation, self.compiled = losses, target, validation, compiled
         converged = StopWhenFlat(min_steps=FEWEST).is_flat(losses)
         super().__init__(program, values, num_steps=len(losses), seconds=seconds, converged=converged, seed=seed)
 
@@ -47,7 +49,7 @@ class SVIResult(Result):
             state = "too few steps to tell whether it has levelled off"
         lines = [
             f"{self.num_steps:,} steps in {self.seconds:.1f} s with {self._guide_name()}",
-            f"ELBO {-tail.mean():.2f} nats (mean of the last {len(tail)} steps), {state}",
+            f"{self.target} {-tail.mean():.2f} nats (mean of the last {len(tail)} steps), {state}",
         ]
         width = max(map(len, self.params), default=0)
         for name, value in self.params.items():
@@ -68,11 +70,16 @@ class SVIResult(Result):
         return f"guide {getattr(guide, '__name__', type(guide).__name__)}"
 
     def _state(self) -> dict[str, Any]:
-        return super()._state() | {"losses": self.losses, "validation": self.validation, "compiled": self.compiled}
+        return super()._state() | {
+            "losses": self.losses,
+            "target": self.target,
+            "validation": self.validation,
+            "compiled": self.compiled,
+        }
 
     @classmethod
     def _from_state(cls, program: Program, state: dict[str, Any]) -> SVIResult:
-        names = ("losses", "validation", "seconds", "seed", "compiled")
+        names = ("losses", "target", "validation", "seconds", "seed", "compiled")
         return cls(program, state["params"], **{name: state[name] for name in names})
 
 
@@ -102,7 +109,9 @@ def load(
         ValueError: if the file holds no result, or one of other data, or its parameters are not those of the model and
             guide.
     """
-    state = files.read(path, "result", ["data", "params", "losses", "validation", "seconds", "seed", "compiled"])
+    state = files.read(
+        path, "result", ["data", "params", "losses", "target", "validation", "seconds", "seed", "compiled"]
+    )
     with randomness.seeded(state["seed"]):
         program = Program(model, guide, Data(data, rows), None, model_kwargs, plate)
     if state["data"] not in (None, fingerprint(program.data.args)):

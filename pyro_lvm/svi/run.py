@@ -55,6 +55,7 @@ class Run:
             self.objective.program,
             self.loop.params,
             losses=torch.tensor(self.losses, dtype=torch.float64),
+            target=self.objective.target,
             validation=self.validation,
             seconds=self.seconds,
             seed=self.seed,
