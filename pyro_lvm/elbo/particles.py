@@ -163,7 +163,9 @@ class Particles:
         scales, zero = self.scales, torch.zeros(())
         parts = [by_row(terms, self.structure.rows) for terms in (self.log_p, self.log_q, self.score, self.held)]
         if self.structure.separate:
-            (shared_p, _), (shared_q, _), (shared_score, _), _ = parts
+            (shared_p, _), (shared_q, _), (shared_score, _), (shared_held, _) = parts
+            if self.held:  # the other log_p takes the shared latents for constants
+                shared_p = shared_held
             log_p, log_q, score, held = (zero if inside is None else inside for _, inside in parts)
             counts = scales.ratio * scales.weight * scales.common
             # every particle has the same g
@@ -234,27 +236,52 @@ def _draw_guide(run: Run, path: Path, given: poutine.Trace) -> poutine.Trace:
         return poutine.trace(poutine.replay(run.guide, trace=given)).get_trace(*run.args, **run.kwargs)
 
 
+class _Traces(NamedTuple):
+    """One draw of the guide, and the runs in which it is weighed.
+
+    Attributes:
+        drawn: The run of the guide that made the draws.
+        q: The guide's sites, in the run whose log-densities count.
+        p: The run of the model.
+        held: A run of the model at draws held fixed, for the path "dreg".
+    """
+
+    drawn: dict[str, Site]
+    q: dict[str, Site]
+    p: poutine.Trace
+    held: poutine.Trace | None
+
+
+def _run_programs(run: Run, path: Path, given: poutine.Trace) -> _Traces:
+    structure = run.structure
+    shared = structure.shared if structure.separate else frozenset()
+    own = (structure.local | structure.shared) - shared
+
+    def model(values: poutine.Trace) -> poutine.Trace:
+        return enumerate_model(run.model, run.args, run.kwargs, structure.max_plate_nesting, values)
+
+    def guide(values: poutine.Trace) -> dict[str, Site]:
+        trace = poutine.trace(poutine.replay(run.guide, trace=without_points(values)))
+        return sample_sites(prune_subsample_sites(trace.get_trace(*run.args, **run.kwargs)))
+
+    trace = _draw_guide(run, path, given)
+    drawn = sample_sites(prune_subsample_sites(trace))
+    if path == "stl":
+        with detached_parameters(structure.places):
+            q = guide(trace)
+        return _Traces(drawn, q, model(trace), None)
+    if path == "dreg":  # for the rows' draws, what they share are parameters
+        values = detached(trace, shared)
+        with detached_parameters(structure.places):
+            q, p = guide(values), model(values)
+        return _Traces(drawn, q | {name: drawn[name] for name in shared}, p, model(detached(trace, own)))
+    return _Traces(drawn, drawn, model(trace), None)
+
+
 def _particle(run: Run, path: Path, closed_form: bool, given: poutine.Trace) -> tuple[dict[str, list[Term]], Scales]:
     structure = run.structure
-
-    def model(replay: poutine.Trace) -> poutine.Trace:
-        return enumerate_model(run.model, run.args, run.kwargs, structure.max_plate_nesting, replay)
-
-    drawn = _draw_guide(run, path, given)
-    latents = structure.local if structure.separate else structure.local | structure.shared
-    weighed, held = drawn, None
-    if path in ("stl", "dreg"):
-        values = detached(drawn, structure.shared - latents) if path == "dreg" else drawn
-        replay = without_points(values)
-        with detached_parameters(structure.places):
-            weighed = poutine.trace(poutine.replay(run.guide, trace=replay)).get_trace(*run.args, **run.kwargs)
-            if path == "dreg":
-                trace = model(values)
-        if path == "dreg":
-            held = model(detached(drawn, latents))
-    if path != "dreg":
-        trace = model(drawn)
-    q, p = sample_sites(prune_subsample_sites(weighed)), sample_sites(trace)
+    drawn, q, trace, held = _run_programs(run, path, given)
+    p = sample_sites(trace)
     scales = Scales.of(structure, [*p.values(), *q.values()])
     if structure.tied_by and not (scales.ratio == 1.0 and equal_numbers(scales.weight, 1.0)):
         raise ValueError(
@@ -269,12 +296,12 @@ def _particle(run: Run, path: Path, closed_form: bool, given: poutine.Trace) -> 
     for name in closed:
         trace.remove_node(name)
     log_q = {name: _term(site, unscaled_log_prob(site), within) for name, site in q.items() if name not in closed}
-    scored = {name: site for name, site in sample_sites(prune_subsample_sites(drawn)).items() if _has_score(site, path)}
+    scored = {name: site for name, site in drawn.items() if name in log_q and _has_score(site, path)}
     found = {
         "log_p": log_density(trace, within) + list(closed.values()),
         "log_q": list(log_q.values()),
-        "scored": [log_q[name] for name in scored if name not in closed],
-        "score": [over_plates(site, unscaled_log_prob(site)) for name, site in scored.items() if name not in closed],
+        "scored": [log_q[name] for name in scored],
+        "score": [over_plates(site, unscaled_log_prob(site)) for site in scored.values()],
         "held": [] if held is None else log_density(held, within),
     }
     return found, scales

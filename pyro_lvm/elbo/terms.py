@@ -72,6 +72,8 @@ def sum_to(term: Term, plates: tuple[str, ...]) -> Tensor:
     others = [i - len(own) for i, plate in enumerate(own) if plate not in plates]
     value = value.sum(others) if others else value
     kept = [plate for plate in own if plate in plates]
+    if kept == list(plates):
+        return value
     particles = value.dim() - len(kept)
     order = sorted(range(len(kept)), key=lambda i: plates.index(kept[i]))
     value = value.permute([*range(particles), *(particles + i for i in order)])
