@@ -228,6 +228,86 @@ def test_intervals_refuses(draws, options, message, ax):
         plots.intervals(draws, **options, ax=ax)
 
 
+# bars
+
+
+def test_bars_stand_from_top_to_bottom_with_their_numbers(ax):
+    assert plots.bars({"first": 2.0, "second": 0.5, "third": 12_345.0}, "nats", ax=ax) is ax
+    assert [bar.get_width() for bar in ax.patches] == [2.0, 0.5, 12_345.0]
+    assert [bar.get_y() + bar.get_height() / 2 for bar in ax.patches] == pytest.approx([0, 1, 2])
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["first", "second", "third"]
+    assert ax.yaxis_inverted()
+    assert [text.get_text() for text in ax.texts] == ["2", "0.5", "12,300"]
+    assert ax.get_xlabel() == "nats"
+    assert ax.get_xscale() == "linear"
+
+
+def test_a_bar_keeps_its_colour_where_others_have_none(ax):
+    plots.bars({"a": math.nan, "b": 0.0, "c": -1.0, "d": math.inf, "e": 3.0}, "", log=True, ax=ax)
+    assert [bar.get_width() for bar in ax.patches] == [3.0]
+    assert ax.patches[0].get_facecolor()[:3] == to_rgb(plots.COLORS[4])
+    assert [label.get_text() for label in ax.get_yticklabels()] == list("abcde")
+    assert ax.patches[0].get_y() + ax.patches[0].get_height() / 2 == pytest.approx(4)
+
+
+def test_bars_below_zero_are_shown_on_a_linear_axis(ax):
+    plots.bars({"a": -2.0, "b": 0.0, "c": math.nan}, "", ax=ax)
+    assert [bar.get_width() for bar in ax.patches] == [-2.0, 0.0]
+    assert [text.get_text() for text in ax.texts] == ["-2", "0"]
+
+
+def test_a_logarithmic_axis_holds_every_bar_and_its_number(ax):
+    plots.bars({"a": 1e-3, "b": 1e4}, "", log=True, ax=ax)
+    low, high = ax.get_xlim()
+    assert ax.get_xscale() == "log"
+    assert low < 1e-3
+    assert high > 1e4
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_bars_of_nothing_finite_are_an_empty_picture(ax, log):
+    plots.bars({"a": math.nan, "b": math.inf}, "", log=log, ax=ax)
+    assert not ax.patches
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
+
+
+def test_bars_refuses_no_values(ax):
+    with pytest.raises(ValueError, match="values: expected at least one, got none"):
+        plots.bars({}, "", ax=ax)
+
+
+# curves
+
+
+def test_curves_show_their_points(ax):
+    given = {"one": ([0, 1, 2], torch.tensor([3.0, 1.0, 2.0])), "two": (np.array([0.5, 4.0]), [1.0, 5.0])}
+    assert plots.curves(given, "steps", "nats", ax=ax) is ax
+    np.testing.assert_array_equal(line(ax, "one").get_xydata(), [[0, 3], [1, 1], [2, 2]])
+    np.testing.assert_array_equal(line(ax, "two").get_xydata(), [[0.5, 1], [4, 5]])
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_xscale(), ax.get_yscale()) == ("steps", "nats", "linear", "linear")
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["one", "two"]
+    assert [line(ax, name).get_color() for name in given] == list(plots.COLORS[:2])
+
+
+def test_curves_may_have_logarithmic_axes(ax):
+    plots.curves({"one": ([1, 10], [1.0, 100.0])}, "", "", log=True, ax=ax)
+    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ({}, "points: expected at least one curve, got none"),
+        ({"a": ([1, 2], [1.0])}, "points['a']: expected shape [2], got [1]"),
+        ({"a": ([[1, 2]], [1.0, 2.0])}, "points['a']: expected shape [M], got [1, 2]"),
+        ({"a": ([1], [1.0]), "b": ([1], [[1.0]])}, "points['b']: expected shape [1], got [1, 1]"),
+    ],
+)
+def test_curves_refuses(points, message, ax):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        plots.curves(points, "", "", ax=ax)
+
+
 # all
 
 
@@ -239,6 +319,8 @@ def test_intervals_refuses(draws, options, message, ax):
         lambda ax=None: plots.latent_map(np.eye(2), ax=ax),
         lambda ax=None: plots.images(np.eye(4), (2, 2), ax=ax),
         lambda ax=None: plots.intervals({"fit": np.eye(2)}, ax=ax),
+        lambda ax=None: plots.bars({"one": 1.0, "two": 10.0}, "nats", log=True, ax=ax),
+        lambda ax=None: plots.curves({"one": ([1, 2], [3.0, 4.0])}, "steps", "nats", log=True, ax=ax),
     ],
 )
 def test_given_axes_are_used_and_new_ones_made_otherwise(draw, ax):
