@@ -74,13 +74,16 @@ def table(mass, p, q, outer=None):
     return Table(mass.expand(p.shape), p, q.expand(p.shape), *outer)
 
 
+STEP = 0.4  # of the integral over log t
+
+
 def log_mean_of(mass, log_w, num, power=1.0):
     """E log mean_k w_k^power of ``num`` particles, over the last dimension of the table."""
     log_w = power * log_w
     centre = (mass + log_w).logsumexp(-1, keepdim=True).detach()
-    t = torch.arange(-40.0, 60.0, 0.3).exp()
+    t = torch.arange(-40.0, 60.0, STEP).exp()
     log_laplace = (mass.unsqueeze(-2) - t.unsqueeze(-1) * (log_w - centre).exp().unsqueeze(-2)).logsumexp(-1)
-    log_sum = 0.3 * ((-t).exp() - (num * log_laplace).exp()).sum(-1)
+    log_sum = STEP * ((-t).exp() - (num * log_laplace).exp()).sum(-1)
     return (log_sum + centre.squeeze(-1) - math.log(num)) / power
 
 
@@ -149,7 +152,7 @@ class Case(NamedTuple):
     batches: int = 1
     linear_batches: int = 1
     start: Any = ()
-    count: int = 8_000
+    count: int = 6_000
 
 
 def normal_rows():
@@ -250,7 +253,7 @@ def normal_words():
     x = Y[:, :2] + torch.tensor([[0.6, 0.6], [-0.6, -0.6]])
 
     def exact(path, params):
-        noise, mass = grid(22, 3)
+        noise, mass = grid(18, 3)
         z = path["q_z"] * x.sum(1)[:, None] + path["q_a"].exp() * noise[:, 0]
         w = 0.4 * x[:, None] + path["q_w"] * z[..., None] + path["q_b"].exp() * noise[:, 1:]
         p = normal(z, params["p_loc"], 0.0)
@@ -370,6 +373,108 @@ def automatic():
     return Case(model, "mean_field", X, exact, linear_batches=2, start=start)
 
 
+def automatic_joint():
+    """As one draw of two latents with a covariance."""
+
+    def model(x):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        s = pyro.sample("s", dist.Beta(2.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(m + param("p_slope", 1.5) * s, 1.0), obs=x)
+
+    def guide_of(params):
+        start = [params[f"AutoMultivariateNormal.{name}"] for name in ("loc", "scale", "scale_tril")]
+        scale = torch.nn.functional.softplus(start[1])
+        return start[0], scale[:, None] * (start[2].tril(-1) + torch.eye(2)), scale.log().sum()
+
+    def exact(path, params):
+        noise, mass = grid(40, 2)
+        loc, root, _ = guide_of(path)
+        m, u = (loc + noise @ root.T).T
+        s = u.sigmoid()
+        p = normal(m, 0.0, 0.0) + (2 * s).log() + (s * (1 - s)).log()
+        p = p + normal(X[:, None], m + params["p_slope"] * s, 0.0).sum(0)
+        loc, root, log_volume = guide_of(params)
+        white = torch.linalg.solve_triangular(root, torch.stack([m, u]) - loc[:, None], upper=False)
+        return table(mass, p[None], (normal(white, 0.0, 0.0).sum(0) - log_volume)[None])
+
+    start = {
+        "AutoMultivariateNormal.loc": torch.tensor([-0.4, 0.6]),
+        "AutoMultivariateNormal.scale": torch.tensor([0.1, 0.5]),
+        "AutoMultivariateNormal.scale_tril": torch.tensor([[0.0, 0.0], [0.4, 0.0]]),
+    }
+    return Case(model, "full_rank", X, exact, linear_batches=2, start=start)
+
+
+def automatic_rows():
+    """As one draw for each row, by parameters of its own."""
+
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            s = pyro.sample("s", dist.Beta(2.0, 1.0))
+            pyro.sample("x", dist.Normal(param("p_slope", 1.5) * s, 0.7), obs=x)
+
+    def guide_of(params):
+        scale = torch.nn.functional.softplus(params["AutoNormal.scales.s"])
+        return params["AutoNormal.locs.s"][:, None], scale.log()[:, None]
+
+    def exact(path, params):
+        noise, mass = grid(150)
+        loc, log_scale = guide_of(path)
+        u = loc + log_scale.exp() * noise.T
+        s = u.sigmoid()
+        p = (2 * s).log() + (s * (1 - s)).log() + normal(X[:, None], params["p_slope"] * s, torch.tensor(0.7).log())
+        return table(mass, p, normal(u, *guide_of(params)))
+
+    start = {
+        "AutoNormal.locs.s": torch.tensor([0.9, 0.5, -1.0, 0.2]),
+        "AutoNormal.scales.s": torch.tensor([0.7, 0.3, 0.0, 0.5]),
+    }
+    return Case(model, "mean_field", X, exact, start=start)
+
+
+def normal_and_enumerated_bit():
+    """The model sums out a bit for each row, which the guide leaves to it."""
+
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            law = dist.Bernoulli(logits=param("p_logit", -0.4) + z)
+            b = pyro.sample("b", law, infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(z + param("p_loc", 1.2) * b, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(param("q_slope", 0.0) * x + 0.5, param("q_scale", 0.2).exp()))
+
+    def exact(path, params):
+        noise, mass = grid(100)
+        b, x = torch.tensor([0.0, 1.0]), X[:, None]
+        z = path["q_slope"] * x + 0.5 + path["q_scale"].exp() * noise[:, 0]
+        of_bit = bit(b, params["p_logit"] + z[..., None])
+        of_bit = of_bit + normal(x[..., None], z[..., None] + params["p_loc"] * b, 0.0)
+        q = normal(z, params["q_slope"] * x + 0.5, params["q_scale"])
+        return table(mass, normal(z, 0.0, 0.0) + of_bit.logsumexp(-1), q)
+
+    return Case(model, guide, X, exact, batches=2, linear_batches=2)
+
+
+def subsampled_rows():
+    """The plate of the rows draws some of them."""
+
+    def model(x):
+        with pyro.plate("rows", 4, subsample_size=2) as rows:
+            z = pyro.sample("z", dist.Normal(param("p_loc", 0.3), 1.0))
+            pyro.sample("x", dist.Normal(z, param("p_scale", -0.2).exp()), obs=x[rows])
+
+    def guide(x):
+        with pyro.plate("rows", 4, subsample_size=2) as rows:
+            loc = param("q_loc", 0.6) + param("q_slope", 0.1) * x[rows]
+            pyro.sample("z", dist.Normal(loc, param("q_scale", -0.1).exp()))
+
+    return Case(model, guide, X, normal_rows().table)
+
+
 def bits():
     def model(x):
         with pyro.plate("rows", len(x)):
@@ -415,16 +520,16 @@ def shared_component():
     def model(x):
         z = pyro.sample("z", dist.Categorical(logits=param("p_logits", 0.1, -0.3, 0.4)))
         with pyro.plate("rows", len(x)):
-            pyro.sample("x", dist.Normal(MEANS.take(z), 0.8), obs=x)
+            pyro.sample("x", dist.Normal(MEANS.take(z), 1.0), obs=x)
 
     def guide(x):
         pyro.sample("z", dist.Categorical(logits=param("q_logits", -0.3, 0.0, 1.5)))
 
     def exact(path, params):
-        p = params["p_logits"].log_softmax(0) + normal(X[:2, None], MEANS, torch.tensor(0.8).log()).sum(0)
+        p = params["p_logits"].log_softmax(0) + normal(X[:2, None], MEANS, 0.0).sum(0)
         return table(path["q_logits"].log_softmax(0), p[None], params["q_logits"].log_softmax(0)[None])
 
-    return Case(model, guide, X[:2], exact, score=True, linear_batches=2, count=16_000)
+    return Case(model, guide, X[:2], exact, score=True, linear_batches=2, count=10_000)
 
 
 def shared_bit_and_bits():
@@ -530,7 +635,7 @@ def normal_and_bits_of_words():
         q = q + bit(w, 0.5 * x + params["q_w"] * z[:, None] + params["q_b"]).sum(1)
         return table(mass.flatten(1), p.flatten(1), q.flatten(1))
 
-    return Case(model, guide, Y, exact, score=True, batches=2, linear_batches=2, count=20_000)
+    return Case(model, guide, Y, exact, score=True, batches=2, linear_batches=2, count=12_000)
 
 
 CASES = {
@@ -544,6 +649,10 @@ CASES = {
         ppca,
         auxiliary,
         automatic,
+        automatic_joint,
+        automatic_rows,
+        normal_and_enumerated_bit,
+        subsampled_rows,
         bits,
         components,
         shared_component,
@@ -620,7 +729,7 @@ BOUNDS = {
     "IWAE": (TraceIWAE_ELBO, exact_iwae, [1, 5]),
     "dreg": (lambda num: TraceIWAE_ELBO(num, "dreg"), exact_iwae, [1, 5]),
     "VIMCO": (TraceVIMCO_ELBO, exact_iwae, [2, 5]),
-    "Renyi 0.5": (lambda num: TraceRenyi_ELBO(0.5, num), half, [1, 5]),
+    "Renyi 0.5": (lambda num: TraceRenyi_ELBO(0.5, num), half, [5]),
     "Renyi -0.5": (lambda num: TraceRenyi_ELBO(-0.5, num), minus_half, [5]),
     "Renyi 2": (lambda num: TraceRenyi_ELBO(2.0, num), two, [5]),
     "CUBO": (lambda num: TraceCUBO(num, shift=SHIFT), exact_cubo, [1, 5]),
@@ -632,6 +741,8 @@ def combinations(estimators):
     for (kind, row), name in itertools.product(estimators.items(), CASES):
         case = CASES[name]()
         if kind in ("MeanField", "dreg") and case.score:
+            continue
+        if kind == "MeanField" and "enumerated" in name:
             continue
         if kind in ("Renyi -0.5", "CUBO") and case.nested:
             continue
@@ -678,11 +789,11 @@ def exact_stl(case, num):
 def self_normalised(mass, log_w, num):
     """The mean weight that each place of the table has among ``num`` particles: K E [w_1 / S], given the place."""
     centre = (mass + log_w).logsumexp(-1, keepdim=True)
-    t = torch.arange(-40.0, 60.0, 0.3).exp().unsqueeze(-1)
+    t = torch.arange(-40.0, 60.0, STEP).exp().unsqueeze(-1)
     log_w = log_w - centre
     log_terms = mass.unsqueeze(-2) - t * log_w.exp().unsqueeze(-2)
     of_others = (num - 1) * log_terms.logsumexp(-1, keepdim=True)
-    return num * 0.3 * (t * (log_terms + of_others).exp()).sum(-2) * log_w.exp()
+    return num * STEP * (t * (log_terms + of_others).exp()).sum(-2) * log_w.exp()
 
 
 def exact_wake(case, num):
@@ -719,9 +830,9 @@ def guide_part(gradient):
 BIASED = {"stl": (lambda num: TraceIWAE_ELBO(num, "stl"), exact_stl), "wake": (TraceWakePhi, exact_wake)}
 
 
-@pytest.mark.parametrize("num", [2, 10])
 @pytest.mark.parametrize("kind, name", [(k, n) for k in BIASED for n in CASES if k == "stl" or not CASES[n]().nested])
-def test_biased_gradients_have_their_exact_mean(kind, name, num):
+def test_biased_gradients_have_their_exact_mean(kind, name):
+    num = 4
     make, loss = BIASED[kind]
     case, objective, params = ready(name, make(num))
     torch.manual_seed(1)
