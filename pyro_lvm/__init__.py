@@ -1,7 +1,8 @@
 """Latent variable models on Pyro and PyTorch."""
 
 from pyro_lvm import elbo, models, plots
-from pyro_lvm.diagnostics.compare_elbos import ELBOComparison, compare_elbos
+from pyro_lvm.diagnostics.compare_elbos import compare_elbos
+from pyro_lvm.diagnostics.elbo_comparison import ELBOComparison
 from pyro_lvm.diagnostics.to_arviz import to_arviz
 from pyro_lvm.importance import Estimate, Evidence
 from pyro_lvm.result import Result, prior_predictive

@@ -15,10 +15,11 @@ from torch.distributions import kl_divergence
 
 from pyro_lvm.elbo.contraction import enumerate_model, log_density
 from pyro_lvm.elbo.detach import DetachSamples, detached, detached_parameters, without_points
+from pyro_lvm.elbo.scales import Scales
 from pyro_lvm.elbo.structure import Structure, takes_random_part
 from pyro_lvm.elbo.terms import Term, by_row, equal_numbers, masked, over_plates, unscaled_log_prob
 from pyro_lvm.guides import is_delta
-from pyro_lvm.sites import RowScale, Site, sample_sites
+from pyro_lvm.sites import Site, sample_sites
 from pyro_lvm.vectorize import each_draw
 
 Path = Literal["total", "none", "stl", "dreg"]
@@ -33,72 +34,6 @@ class Run(NamedTuple):
     args: Sequence[Any]
     kwargs: dict[str, Any]
     step: int | Tensor | None = None
-
-
-@dataclass
-class Scales:
-    """What scales there are around the cells.
-
-    What all sites of a cell share stands around its log-weight, other scales and all masks within.
-
-    Attributes:
-        ratio: N / B, by which a minibatch stands for all rows.
-        weight: Row weights ``[N]``, or 1.
-        common: A ``poutine.scale`` that all sites of a cell share.
-        uniform: Whether there is one.
-    """
-
-    ratio: float
-    weight: float | Tensor
-    common: Any
-    uniform: bool
-
-    @staticmethod
-    def of(structure: Structure, sites: Sequence[Site]) -> Scales:
-        """Found on the sites of model and guide."""
-        inside = [site for site in sites if structure.in_rows(site)]
-        given = next((s["infer"]["row_scale"] for s in inside if "row_scale" in s["infer"]), RowScale(1.0, 1.0, None))
-        scales = [_without_rows(site, structure) for site in (inside if structure.separate else sites)]
-        uniform = bool(scales) and all(equal_numbers(scale, scales[0]) for scale in scales)
-        return Scales(
-            ratio=given.ratio * next((_part(site, structure.rows) for site in inside), 1.0),
-            weight=1.0 if given.weight is None else given.weight,
-            common=scales[0] if uniform else 1.0,
-            uniform=uniform,
-        )
-
-    def within(self, site: Site, structure: Structure) -> Any:
-        """The scale of a site within its cell."""
-        if self.uniform and (structure.in_rows(site) or not structure.separate):
-            return 1.0
-        return _without_rows(site, structure)
-
-    def around(self, term: Term, structure: Structure) -> Term:
-        """A term times all that stands around it."""
-        inside = [plate for plate in term.plates if plate in structure.rows]
-        scale = self.common if inside or not structure.separate else 1.0
-        if inside:
-            weight = self.weight
-            if isinstance(weight, Tensor):
-                weight = weight.reshape(-1, *[1] * (len(term.plates) - 1 - term.plates.index(inside[0])))
-            scale = scale * self.ratio * weight
-        return term if equal_numbers(scale, 1.0) else term._replace(value=term.value * scale)
-
-
-def _without_rows(site: Site, structure: Structure) -> Any:
-    """The scale of a site but for what its rows count."""
-    given = site["infer"].get("row_scale")
-    scale = site["scale"] if given is None else given.within
-    part = _part(site, structure.rows)
-    return scale if part == 1.0 else scale / part
-
-
-def _part(site: Site, rows: frozenset[str]) -> float:
-    """N / B of a plate that takes a part of the rows by itself."""
-    for frame in site["cond_indep_stack"]:
-        if frame.name in rows and frame.full_size not in (None, frame.size):
-            return frame.full_size / frame.size
-    return 1.0
 
 
 class Cells(NamedTuple):
@@ -321,6 +256,8 @@ def _closed_forms(p: dict[str, Site], q: dict[str, Site], scale: Callable[[Site]
     """Minus the KL divergence of each latent for which torch or Pyro knows it."""
     found = {}
     for name in p.keys() & q.keys():
+        if is_delta(q[name]):  # whose divergence, as Pyro has it, leaves out the Jacobian that the point may carry
+            continue
         try:
             kl = kl_divergence(q[name]["fn"], p[name]["fn"])
         except NotImplementedError:
