@@ -152,7 +152,7 @@ class Case(NamedTuple):
     batches: int = 1
     linear_batches: int = 1
     start: Any = ()
-    count: int = 6_000
+    count: int = 4_000
 
 
 def normal_rows():
@@ -183,7 +183,7 @@ def normal_without_plates():
     def guide(x):
         pyro.sample("z", dist.Normal(param("q_loc", 0.9), param("q_scale", 0.1).exp()))
 
-    return Case(model, guide, X, normal_shared_table)
+    return Case(model, guide, X, normal_shared_table, count=6_000)
 
 
 def normal_shared_table(path, params):
@@ -579,7 +579,7 @@ def bits_of_words():
         )
         return table(mass, p, q)
 
-    return Case(model, guide, Y, exact, score=True, batches=2, linear_batches=2)
+    return Case(model, guide, Y, exact, score=True, batches=2, linear_batches=2, count=8_000)
 
 
 def normal_and_bit():
@@ -605,7 +605,7 @@ def normal_and_bit():
         q = normal(z, params["q_slope"] * x + 0.5, params["q_scale"]) + bit(b, params["q_of"] * z + params["q_loc"])
         return table(mass.flatten(1), p.flatten(1), q.flatten(1))
 
-    return Case(model, guide, X, exact, score=True, batches=2, linear_batches=2)
+    return Case(model, guide, X, exact, score=True, batches=2, linear_batches=2, count=6_000)
 
 
 def normal_and_bits_of_words():
