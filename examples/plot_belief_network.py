@@ -118,8 +118,8 @@ for name, elbo in ways.items():
 # --------------
 #
 # Where switches are few, sum them out: nothing is left to chance but the batches. But each further switch doubles the
-# cost. The two estimators with a baseline come within a third of a nat of that, and a further switch costs them next to
-# nothing. A baseline judges a draw by how it compares with the other nine. Without it a score is weighed by the
+# cost. The two estimators with a baseline come within a third of a nat of that, and their cost grows only in proportion
+# to the switches. A baseline judges a draw by how it compares with the other nine. Without it a score is weighed by the
 # log-weight as it stands, most of which is the same for all draws and only adds noise.
 #
 # The right-hand side shows what VIMCO has learnt: where a switch darkens an image (red) and where it clears it (blue).
