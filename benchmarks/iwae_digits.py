@@ -7,8 +7,8 @@ Burda et al. take the total gradient ("total"); "dreg" is the one whose signal d
 
 The log-likelihood is estimated with 5,000 draws from each fit's own guide, as in the paper. Differences are paired: by
 row, and by the seed that starts the networks. An active unit has a posterior mean whose variance over the held-out rows
-is above 0.01. Seconds are of the clock, and mean little on a busy machine. The figures go to ``iwae_digits.json`` beside
-this script.
+is above 0.01. Seconds are of the clock, and mean little on a busy machine. The figures go to ``iwae_digits.json``
+beside this script.
 
     python benchmarks/iwae_digits.py [--steps 3000] [--seeds 3]
 """
