@@ -62,7 +62,8 @@ def fit(
         data: Arguments of model and guide: tensors, arrays, data frames, lists of numbers, or one ``DataLoader``. An
             argument has rows if its first dimension is that of the first argument; the others pass whole.
         num_steps: Optimisation steps.
-        elbo: A ``pyro.infer.ELBO``; ``Trace_ELBO``, or ``TraceEnum_ELBO`` for models with enumerated sites, if None.
+        elbo: A ``pyro.infer.ELBO``, of :mod:`pyro_lvm.elbo` or Pyro's own; the ELBO, enumerated sites summed out, if
+            None.
         optim: Adam's learning rate, a function from parameters to a torch optimizer, or a ``pyro.optim`` object.
         scheduler: A function from an optimizer to a torch LR scheduler, stepped once a step.
         clip: The gradient norm beyond which gradients are scaled down.
