@@ -32,7 +32,7 @@ class Fixed(dist.Normal):
         return self.loc + self.scale
 
 
-def local_model(x, kind=dist.Normal):
+def local_model(x):
     slope = pyro.param("slope", torch.tensor(1.5))
     with pyro.plate("rows", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -44,7 +44,7 @@ def local_guide(x, kind=dist.Normal):
         pyro.sample("z", kind(pyro.param("loc", torch.tensor(0.3)) * x, pyro.param("width", torch.tensor(0.8))))
 
 
-def shared_model(x, kind=dist.Normal):
+def shared_model(x):
     slope = pyro.param("slope", torch.tensor(1.5))
     g = pyro.sample("g", dist.Normal(0.0, 1.0))
     with pyro.plate("rows", len(x)):
@@ -55,7 +55,7 @@ def shared_guide(x, kind=dist.Normal):
     pyro.sample("g", kind(pyro.param("loc", torch.tensor(0.3)), pyro.param("width", torch.tensor(0.5))))
 
 
-def both_model(x, kind=dist.Normal):
+def both_model(x):
     slope = pyro.param("slope", torch.tensor(1.5))
     g = pyro.sample("g", dist.Normal(0.0, 1.0))
     with pyro.plate("rows", len(x)):
@@ -70,7 +70,7 @@ def both_guide(x, kind=dist.Normal):
         pyro.sample("z", kind(loc, pyro.param("width", torch.tensor(0.8))))
 
 
-def mixed_model(x, kind=dist.Normal):
+def mixed_model(x):
     locs = pyro.param("locs", torch.tensor([-1.0, 1.0]))
     with pyro.plate("rows", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -382,8 +382,8 @@ def test_a_scale_of_one_site_stands_within_the_bound():
         torch.testing.assert_close(loss.detach(), -count * (log_w.logsumexp(0) - math.log(num)).sum())
 
 
-def nested(x, names=("rows", "columns")):
-    with pyro.plate(names[0], x.shape[0], dim=-2), pyro.plate(names[1], x.shape[1], dim=-1):
+def nested(x):
+    with pyro.plate("rows", x.shape[0], dim=-2), pyro.plate("columns", x.shape[1], dim=-1):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
