@@ -1,12 +1,13 @@
 """Microseconds of one gradient by each estimator, and by Pyro's estimators on the same models and guides.
 
-All estimators of a model take turns, and medians are printed, so that a busy machine slows all alike. Ratios are to the
+All estimators of a model take turns, in random order, and medians are printed, so that a busy machine slows all alike. Ratios are to the
 peer named in the head of the table: Pyro's estimator with all particles at a time, where there are several.
 
     python benchmarks/bench_elbo.py [--threads 1] [--repeats 50]
 """
 
 import argparse
+import random
 import statistics
 import time
 
@@ -95,10 +96,11 @@ def microseconds_of_gradients(estimators, model, guide, data, repeats):
     """The median of each estimator's, of a loss and its gradient by Pyro's own interface."""
     guide(*data)
     times = {name: [] for name in estimators}
+    order = random.Random(0)
     for turn in range(-WARM_UP, repeats):
-        for name, estimator in estimators.items():
+        for name in order.sample(list(estimators), len(estimators)):  # what a loop leaves in caches hits all alike
             began = time.perf_counter()
-            estimator.loss_and_grads(model, guide, *data)
+            estimators[name].loss_and_grads(model, guide, *data)
             if turn >= 0:
                 times[name].append(1e6 * (time.perf_counter() - began))
             for value in pyro.get_param_store().values():
