@@ -1,7 +1,8 @@
 """Microseconds of one gradient by each estimator, and by Pyro's estimators on the same models and guides.
 
-All estimators of a model take turns, in random order, and medians are printed, so that a busy machine slows all alike. Ratios are to the
-peer named in the head of the table: Pyro's estimator with all particles at a time, where there are several.
+All estimators of a model take turns, in random order, and medians are printed, so that a busy machine slows all alike.
+Ratios are to the peer named in the head of the table: Pyro's estimator, with all particles at a time where there are
+several.
 
     python benchmarks/bench_elbo.py [--threads 1] [--repeats 50]
 """
