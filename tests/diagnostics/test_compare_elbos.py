@@ -196,6 +196,21 @@ def test_the_wake_phase_of_two_particles_is_biased():
     assert abs(found.bias - exact) < 3 * found.bias_error + 0.01 * exact  # a thousand particles are a little biased too
 
 
+@pytest.mark.parametrize(
+    "elbos",
+    [
+        {"near": elbo.TraceCUBO(5, shift=-2.0), "far": elbo.TraceCUBO(5, shift=-1.0)},
+        {"two": pyro.infer.RenyiELBO(0.5, num_particles=2), "twenty": pyro.infer.RenyiELBO(0.5, num_particles=20)},
+        {"half": pyro.infer.RenyiELBO(0.5, num_particles=2), "minus": pyro.infer.RenyiELBO(-3.0, num_particles=2)},
+    ],
+    ids=["shifts of chi-square", "Pyro's particles", "Pyro's alphas"],
+)
+def test_what_estimates_something_else_is_not_called_biased(elbos):
+    comparison = lvm.compare_elbos(model, guide, elbos=elbos, num_repeats=300)
+    assert [name for name in comparison if comparison.biased(name)] == []
+    assert len({c.target for c in comparison.values()}) == 2
+
+
 # What to use
 
 
@@ -377,6 +392,18 @@ class Breaks(elbo.Trace_ELBO):
 
 
 class Network(nn.Module):
+    """A layer that trains, one that is frozen, and a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.frozen = nn.Linear(1, 2), nn.Linear(2, 2).requires_grad_(False)
+        self.register_buffer("factor", torch.tensor(0.5))
+
+    def forward(self, x):
+        return (self.factor * self.frozen(self.layer(x))).unbind(-1)
+
+
+class Normalised(nn.Module):
     """A layer and batch norm, which counts its runs and averages what it has seen."""
 
     def __init__(self):
@@ -424,12 +451,29 @@ def test_nothing_of_the_users_changes(train, after):
         assert {name: id(v) for name, v in [*network.named_parameters(), *network.named_buffers()]} == tensors
         for name, v in network.state_dict().items():
             assert torch.equal(v, state[name]), name
-        assert all(v.grad is None and v.requires_grad for v in network.parameters())
+        assert all(v.grad is None for v in network.parameters())
+        assert [v.requires_grad for v in network.parameters()] == [True, True, False, False]
         assert torch.equal(torch.get_rng_state(), random)
         assert pyro.settings.get() == settings
         assert {name: v.item() for name, v in pyro.get_param_store().items()} == {"shift": 7.0}
     finally:
         pyro.clear_param_store()
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_batch_norm_has_seen_nothing(train):
+    network = Normalised()
+
+    def amortized(x):
+        loc, log_scale = network(x[:, None])
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()))
+
+    state = {name: v.clone() for name, v in network.state_dict().items()}
+    lvm.compare_elbos(rows_model, amortized, ROWS, elbos=TWO, num_repeats=5, train=train, num_steps=3)
+    assert network.training
+    for name, v in network.state_dict().items():
+        assert torch.equal(v, state[name]), name
 
 
 def test_modules_may_be_registered_with_pyro():
