@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro.infer import ELBO
 from torch import Tensor
 
 
@@ -142,7 +143,7 @@ def fingerprint(value: Any) -> str:
     """What a value is, as text that is the same in every process.
 
     A tensor or array is a hash of its shape, dtype and bytes, a container the text of what it holds, a function its
-    name, and any other object its class with its plain settings.
+    name, and any other object its class with its plain settings and the ELBO that it wraps.
     """
     if isinstance(value, str):
         return str(value)
@@ -160,7 +161,7 @@ def fingerprint(value: Any) -> str:
         return value.__qualname__
     elif hasattr(value, "__dict__"):
         public = {k: v for k, v in vars(value).items() if not k.startswith("_")}
-        settings = {k: v for k, v in public.items() if isinstance(v, int | float | str | Tensor)}
+        settings = {k: v for k, v in public.items() if isinstance(v, int | float | str | Tensor | ELBO)}
         return f"{type(value).__name__} {fingerprint(settings)}"
     else:
         return str(value)

@@ -121,7 +121,10 @@ class _OwnNoise(TorchFunctionMode):
         if func == torch.Tensor.data.__get__:  # type: ignore[attr-defined]
             return args[0].detach()
         if func in _IN_PLACE:
-            args = (torch.zeros_like(args[0]) + torch.zeros_like(self.index, dtype=args[0].dtype), *args[1:])
+            args = (
+                torch.zeros_like(args[0]) + torch.zeros_like(self.index, dtype=args[0].dtype, device=args[0].device),
+                *args[1:],
+            )
         return func(*args, **(kwargs or {}))
 
 

@@ -14,7 +14,7 @@ from pyro_lvm import randomness
 from pyro_lvm.checks import check_count, check_seed
 from pyro_lvm.data import Data
 from pyro_lvm.diagnostics.elbo_comparison import Compared, ELBOComparison, Training
-from pyro_lvm.diagnostics.gradients import cost, draw_gradients
+from pyro_lvm.diagnostics.gradients import costs, draw_gradients
 from pyro_lvm.diagnostics.reference_gradients import Reference, reference
 from pyro_lvm.elbo.bounds import TraceIWAE_ELBO, TraceRenyi_ELBO, TraceVIMCO_ELBO
 from pyro_lvm.elbo.linear import Trace_ELBO, TraceMeanField_ELBO, TraceScore_ELBO, TraceSTL_ELBO
@@ -94,17 +94,19 @@ def compare_elbos(
             first.prepare(Data(data))
             values = first.program.parameters.start() | initial_values(first.program, params, "params")
         with unchanged(model, first.program.guide):
-            references: dict[str, Reference] = {}
+            objectives = {}
             for name, elbo in elbos.items():
                 try:
-                    objective = first.with_elbo(elbo)
+                    objectives[name] = first.with_elbo(elbo)
                 except ValueError as error:
                     refused[name] = str(error)
-                else:
-                    compared[name] = _compare(objective, values, num_repeats, references)
-            if not compared:
+            if not objectives:
                 raise ValueError(f"no estimator has a right form for this model and guide: {refused}")
-            chosen = compared if train else {}
+            references: dict[str, Reference] = {}
+            spent = costs(objectives, values, first.program.data.args)
+            for name, objective in objectives.items():
+                compared[name] = _compare(objective, values, num_repeats, references, *spent[name])
+            chosen = objectives if train else {}
             training = {name: _train(first, elbos[name], data, values, num_steps, optim, seed) for name in chosen}
     return ELBOComparison(compared, refused, training)
 
@@ -132,7 +134,12 @@ def _check_elbos(elbos: Any) -> dict[str, ELBO]:
 
 
 def _compare(
-    objective: Objective, values: dict[str, Tensor], num_repeats: int, references: dict[str, Reference]
+    objective: Objective,
+    values: dict[str, Tensor],
+    num_repeats: int,
+    references: dict[str, Reference],
+    seconds: float,
+    kept: int,
 ) -> Compared:
     args, target = objective.program.data.args, objective.target
     draws = draw_gradients(objective, values, args, num_repeats)
@@ -140,7 +147,6 @@ def _compare(
         references[target] = reference(objective, values, args, 10 * num_repeats)
     expected = references[target]
     gradients = draws.flat()
-    seconds, kept = cost(objective, values, args)
     error = gradients.var(0) / num_repeats + expected.error.square()
     return Compared(
         target=target,

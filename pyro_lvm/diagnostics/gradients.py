@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,16 +67,20 @@ def _gradient(objective: Objective, values: Values, args: tuple[Any, ...]) -> tu
 _TIMED = 15
 
 
-def cost(objective: Objective, values: Values, args: tuple[Any, ...]) -> tuple[float, int]:
-    """What a gradient takes: seconds (the median of some), and the bytes that autograd keeps for it."""
+def costs(objectives: Mapping[str, Objective], values: Values, args: tuple[Any, ...]) -> dict[str, tuple[float, int]]:
+    """What a gradient of each objective takes: seconds, and the bytes that autograd keeps for it.
+
+    Seconds are medians of some gradients, for which the objectives take turns: a busy machine is so to all alike.
+    """
     leaves = {name: v.detach().requires_grad_() for name, v in values.items()}
-    kept = _kept_bytes(objective(leaves, args))
-    times = []
+    kept = {name: _kept_bytes(objective(leaves, args)) for name, objective in objectives.items()}
+    times: dict[str, list[float]] = {name: [] for name in objectives}
     for _ in range(_TIMED):
-        began = time.perf_counter()
-        _gradient(objective, values, args)
-        times.append(time.perf_counter() - began)
-    return sorted(times)[_TIMED // 2], kept
+        for name, objective in objectives.items():
+            began = time.perf_counter()
+            _gradient(objective, values, args)
+            times[name].append(time.perf_counter() - began)
+    return {name: (sorted(times[name])[_TIMED // 2], kept[name]) for name in objectives}
 
 
 def _kept_bytes(loss: Tensor) -> int:

@@ -59,7 +59,9 @@ def log_density(trace: poutine.Trace, scale: Callable[[Site], Any] = lambda site
     for site, plates, log_prob in factors:
         if sum_dims.isdisjoint(log_prob._pyro_dims):
             term = _unpacked(trace, log_prob, plates, site["name"])
-            terms.append(term._replace(value=term.value * over_plates(site, scale(site)).value))
+            factor = scale(site)
+            factor = over_plates(site, factor).value if isinstance(factor, Tensor) else factor
+            terms.append(term._replace(value=term.value * factor))
     common = _common_scale([scale(f.site) for f in mixed])
     for plates, contracted in contract_tensor_tree(_by_plates(mixed), sum_dims, ring=_ring()).items():
         for log_prob in contracted:
@@ -171,7 +173,9 @@ def _factors(trace: poutine.Trace) -> tuple[list[_Factor], set[str]]:
     """The factors of all sites, and the symbols of the enumerated dimensions."""
     factors = []
     for site in sample_sites(trace).values():
-        log_prob = packed.scale_and_mask(site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"])
+        log_prob = site["packed"]["unscaled_log_prob"]
+        if site["infer"].get("_enumerate_dim") is None:  # the states of a masked site sum to one, as they are
+            log_prob = packed.scale_and_mask(log_prob, mask=site["packed"]["mask"])
         factors.append(_Factor(site, frozenset(_plates(trace, site)), log_prob))
     dims = {d for factor in factors for d in factor.log_prob._pyro_dims}
     return factors, dims - set(trace.plate_to_symbol.values())
@@ -184,10 +188,30 @@ def _by_plates(factors: list[_Factor]) -> OrderedDict[frozenset[str], list[Packe
     return grouped
 
 
+def check_scales(trace: poutine.Trace) -> None:
+    """Refuse scales of sites that depend on an enumerated site, unless they are one; this looks at values.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    if _enumerated_sites(trace):
+        factors, sum_dims = _factors(trace)
+        mixed = [f.site["scale"] for f in factors if not sum_dims.isdisjoint(f.log_prob._pyro_dims)]
+        if mixed and not all(torch.equal(torch.as_tensor(s), torch.as_tensor(mixed[0])) for s in mixed):
+            raise ValueError(_DIFFERENT_SCALES)
+
+
+_DIFFERENT_SCALES = "sites that depend on an enumerated site must share one poutine.scale, and these differ"
+
+
 def _common_scale(scales: list[Any]) -> Any:
-    """The scale of sites that are summed out together, which stands outside their sum."""
-    if any(scale is not scales[0] and not equal_numbers(scale, scales[0]) for scale in scales):
-        raise ValueError("sites that depend on an enumerated site must share one poutine.scale, and these differ")
+    """The scale of sites that are summed out together, which stands outside their sum.
+
+    Of tensors this takes the first: whether they are equal, :func:`check_scales` has seen.
+    """
+    tensors = [isinstance(scale, Tensor) for scale in scales]
+    if not all(tensors) and (any(tensors) or not all(equal_numbers(scale, scales[0]) for scale in scales)):
+        raise ValueError(_DIFFERENT_SCALES)
     if scales and isinstance(scales[0], Tensor) and scales[0].dim():
         raise ValueError(
             "sites that depend on an enumerated site take one number as poutine.scale, and this is a tensor"

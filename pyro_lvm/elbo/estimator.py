@@ -82,12 +82,13 @@ class Estimator(ELBO):
         """The loss in nats, whose gradient is the estimator's."""
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss in nats, whose gradient is the estimator's.
+        """The loss in nats, whose gradient is the estimator's; each call is a step, where there is a schedule.
 
         Raises:
             ValueError: if the estimator has no right form for the model and guide.
         """
-        return self._estimate(model, guide, args, kwargs, self._steps)
+        self._steps += 1
+        return self._estimate(model, guide, args, kwargs, self._steps - 1)
 
     def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """The loss in nats, without its gradient."""
@@ -97,7 +98,6 @@ class Estimator(ELBO):
     def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
         """The loss in nats; its gradient is added to that of the parameters."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        self._steps += 1
         if loss.requires_grad:
             loss.backward()
         return float(loss.detach())

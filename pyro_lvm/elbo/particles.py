@@ -102,9 +102,9 @@ class Particles:
             if self.held:  # the other log_p takes the shared latents for constants
                 shared_p = shared_held
             log_p, log_q, score, held = (zero if inside is None else inside for _, inside in parts)
-            counts = scales.ratio * scales.weight * scales.common
-            # every particle has the same g
-            return Cells(log_p, log_q, score, held, (shared_p - shared_q).mean(), shared_score.mean(), counts)
+            counts = scales.ratio * scales.weight * scales.around_all(True)
+            shared = (shared_p - shared_q).mean() * scales.around_all(False)  # every particle has the same g
+            return Cells(log_p, log_q, score, held, shared, shared_score.mean(), counts)
         if scales.ratio != 1.0:
             raise ValueError(
                 "the average over particles stands inside a logarithm or a power, and its latents belong to all rows: "
@@ -114,7 +114,7 @@ class Particles:
         weights = (scales.weight, scales.weight, 1.0, scales.weight)  # a score is none of what is weighed
         whole = [o if rows is None else o + (rows * w).sum(-1) for (o, rows), w in zip(parts, weights, strict=True)]
         log_p, log_q, score, held = (w.unsqueeze(-1) if w.dim() else w for w in whole)
-        return Cells(log_p, log_q, score, held, zero, zero, scales.common)
+        return Cells(log_p, log_q, score, held, zero, zero, scales.around_all(True))
 
 
 def draw(
@@ -136,6 +136,7 @@ def draw(
     Raises:
         ValueError: where the K-sample bound would stand around a subsampled plate.
     """
+    run = fix_subsamples(run)
     layout: dict[str, Any] = {}
     given = _given(run, path, nested)
 
@@ -152,17 +153,26 @@ def draw(
     return Particles(**terms, structure=run.structure, scales=layout["scales"])
 
 
+def fix_subsamples(run: Run) -> Run:
+    """The same run, in which plates that draw a part of their elements have drawn it, for all particles alike."""
+    if not run.structure.draws_subsamples:
+        return run
+    drawn = poutine.trace(run.guide).get_trace(*run.args, **run.kwargs)
+    plain = poutine.trace(poutine.replay(run.model, trace=drawn)).get_trace(*run.args, **run.kwargs)
+    parts = poutine.Trace()
+    for name, site in (sample_sites(drawn) | sample_sites(plain)).items():
+        if takes_random_part(site):
+            parts.add_node(name, **site)
+    return run._replace(model=poutine.replay(run.model, trace=parts), guide=poutine.replay(run.guide, trace=parts))
+
+
 def _given(run: Run, path: Path, nested: bool) -> poutine.Trace:
-    """What all particles share: which part of its elements a plate has drawn, and the latents that rows share."""
+    """One draw of the latents that all particles are to share."""
     shared = poutine.Trace()
-    nested = nested and bool(run.structure.shared)
-    if nested or run.structure.draws_subsamples:
-        drawn = _draw_guide(run, path, shared)
-        plain = poutine.trace(poutine.replay(run.model, trace=drawn)).get_trace(*run.args, **run.kwargs)
-        for trace in (drawn, plain):
-            for name, site in sample_sites(trace).items():
-                if name not in shared and (takes_random_part(site) or (nested and name in run.structure.shared)):
-                    shared.add_node(name, **site)
+    if nested and run.structure.shared:
+        for name, site in sample_sites(_draw_guide(run, path, shared)).items():
+            if name in run.structure.shared:
+                shared.add_node(name, **site)
     return shared
 
 

@@ -17,50 +17,59 @@ from pyro_lvm.sites import RowScale, Site
 class Scales:
     """What scales there are around the cells.
 
-    What all sites of a cell share stands around its log-weight, other scales and all masks within.
+    What all sites of a cell share stands around its log-weight, other scales and all masks within. So it is with the
+    sites outside the rows, where these are cells.
 
     Attributes:
         ratio: N / B, by which a minibatch stands for all rows.
         weight: Row weights ``[N]``, or 1.
-        common: A ``poutine.scale`` that all sites of a cell share.
-        uniform: Whether there is one.
+        common: A ``poutine.scale`` that all sites of a cell share; None if theirs differ.
+        outside: The same for the sites outside the cells.
     """
 
     ratio: float
     weight: float | Tensor
     common: Any
-    uniform: bool
+    outside: Any
 
     @staticmethod
     def of(structure: Structure, sites: Sequence[Site]) -> Scales:
         """Found on the sites of model and guide."""
         inside = [site for site in sites if structure.in_rows(site)]
         given = next((s["infer"]["row_scale"] for s in inside if "row_scale" in s["infer"]), RowScale(1.0, 1.0, None))
-        scales = [_without_rows(site, structure) for site in (inside if structure.separate else sites)]
-        uniform = bool(scales) and all(equal_numbers(scale, scales[0]) for scale in scales)
+        outside = [site for site in sites if not structure.in_rows(site)] if structure.separate else sites
         return Scales(
             ratio=given.ratio * next((_part(site, structure.rows) for site in inside), 1.0),
             weight=1.0 if given.weight is None else given.weight,
-            common=scales[0] if uniform else 1.0,
-            uniform=uniform,
+            common=_common(inside if structure.separate else sites, structure),
+            outside=_common(outside, structure),
         )
 
     def within(self, site: Site, structure: Structure) -> Any:
         """The scale of a site within its cell."""
-        if self.uniform and (structure.in_rows(site) or not structure.separate):
-            return 1.0
-        return _without_rows(site, structure)
+        common = self.common if structure.in_rows(site) else self.outside
+        return _without_rows(site, structure) if common is None else 1.0
+
+    def around_all(self, inside: bool) -> Any:
+        """The scale that stands around a cell, or around all outside the cells."""
+        scale = self.common if inside else self.outside
+        return 1.0 if scale is None else scale
 
     def around(self, term: Term, structure: Structure) -> Term:
         """A term times all that stands around it."""
         inside = [plate for plate in term.plates if plate in structure.rows]
-        scale = self.common if inside or not structure.separate else 1.0
+        scale = self.around_all(bool(inside))
         if inside:
             weight = self.weight
             if isinstance(weight, Tensor):
                 weight = weight.reshape(-1, *[1] * (len(term.plates) - 1 - term.plates.index(inside[0])))
             scale = scale * self.ratio * weight
         return term if equal_numbers(scale, 1.0) else term._replace(value=term.value * scale)
+
+
+def _common(sites: Sequence[Site], structure: Structure) -> Any:
+    scales = [_without_rows(site, structure) for site in sites]
+    return scales[0] if scales and all(equal_numbers(scale, scales[0]) for scale in scales) else None
 
 
 def _without_rows(site: Site, structure: Structure) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from pyro.util import check_model_guide_match
 from torch import Tensor, nn
 
 from pyro_lvm import randomness
-from pyro_lvm.elbo.contraction import enumerate_model, log_density
+from pyro_lvm.elbo.contraction import check_scales, enumerate_model, log_density
 from pyro_lvm.elbo.detach import Place, detached, parameter_places
 from pyro_lvm.elbo.terms import Term, by_row, frames, unscaled_log_prob
 from pyro_lvm.guides import is_delta
@@ -81,7 +82,7 @@ def look(
         kwargs: Their keyword arguments.
         row_plate: The plate of the rows, where it is known.
         plate: Its name, where it must be named. If neither is given, it is a plate that takes part of its elements,
-            or else the outermost one around all observed sites.
+            or else the outermost of those around the most observed sites.
 
     Raises:
         ValueError: if no plate has the given name, or the guide enumerates sites.
@@ -140,8 +141,10 @@ def _look(
     structure.shared = frozenset(latent) - structure.local
     held = detached(drawn, latent.keys())
 
-    def log_p(trace: poutine.Trace) -> list[Term]:
-        return log_density(enumerate_model(model, args, kwargs, nesting, trace))
+    def log_p(values: poutine.Trace) -> list[Term]:
+        trace = enumerate_model(model, args, kwargs, nesting, values)
+        check_scales(trace)
+        return log_density(trace)
 
     terms = log_p(held)
     structure.common_parameter = _common_parameter(terms, pruned, plain, _modules(model, guide))
@@ -183,7 +186,9 @@ def _find_row_plate(sites: dict[str, Site], name: str | None) -> RowPlate | None
     if name is not None and name not in every:
         raise ValueError(f"plate={name!r} is no plate of the model; its plates are {sorted(every)}")
     observed = [[f.name for f in around[n]] for n, site in sites.items() if is_observed(site)]
-    common = [f for f in (observed[0] if observed else []) if all(f in others for others in observed)]
+    counts = Counter(f for fs in observed for f in fs)
+    most = {f for f, count in counts.items() if count == max(counts.values())}
+    common = [f for f in next((fs for fs in observed if most <= set(fs)), []) if f in most]
     parts = [n for n, f in every.items() if f.full_size not in (None, f.size)]
     candidates = [name] if name is not None else parts + common
     if not candidates:

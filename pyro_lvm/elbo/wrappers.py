@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_lvm.checks import check_count
 from pyro_lvm.elbo.estimator import Estimator
-from pyro_lvm.elbo.particles import Run, draw
+from pyro_lvm.elbo.particles import Run, draw, fix_subsamples
 from pyro_lvm.elbo.structure import Structure
 from pyro_lvm.elbo.terms import Term, by_row
 from pyro_lvm.elbo.translate import translate
@@ -124,7 +124,7 @@ class FreeBits(_Wrapper):
     :math:`-N \sum_j \max(\lambda, \overline{\mathrm{KL}}_j)`. The divergence of a latent site inside the plate of the
     rows is that of a row, averaged over the batch; that of a site outside counts once. It is in closed form wherever
     torch knows it, else from one more draw. The latents of a guide with auxiliary sites, such as AutoNormal, count
-    together.
+    together. With :class:`Beta`, put that around: ``Beta(FreeBits(elbo, nats), beta)``.
 
     Args:
         elbo: The estimator to wrap.
@@ -167,6 +167,7 @@ class FreeBits(_Wrapper):
 
     def estimate(self, run: Run) -> Tensor:
         """The wrapped loss, and what the divergences lack."""
+        run = fix_subsamples(run)
         loss = self.elbo.estimate(run)
         particles = draw(run, 1, closed_form=not run.structure.enumerated)
         if particles.score:
@@ -186,9 +187,11 @@ class FreeBits(_Wrapper):
             outside, rows = by_row(members, run.structure.rows)
             count: Any = 1.0
             if local and rows is not None:
-                weight = torch.as_tensor(scales.weight).expand(rows.shape[-1])
-                outside, count = (rows * weight).sum() / weight.sum(), weight.sum() * scales.ratio
-            loss = loss + scales.common * count * (self.nats - outside.sum()).clamp(min=0)
+                weight = torch.as_tensor(scales.weight, dtype=rows.dtype, device=rows.device).expand(rows.shape[-1])
+                total = weight.sum().clamp(min=torch.finfo(rows.dtype).tiny)  # no row of a batch need have a weight
+                outside, count = (rows * weight).sum() / total, weight.sum() * scales.ratio
+            inside = local or not run.structure.separate
+            loss = loss + scales.around_all(inside) * count * (self.nats - outside.sum()).clamp(min=0)
         return loss
 
 
