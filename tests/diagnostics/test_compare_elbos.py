@@ -137,7 +137,7 @@ def test_the_bias_is_the_distance_from_the_right_gradient(measured, name):
     right = {"iwae, stl": "iwae"}.get(name, name)
     exact = (mean(FORMULAS[name][2]) - mean(FORMULAS[right][2])).norm().item()
     found = measured[name]
-    assert abs(found.bias - exact) < 3 * found.bias_error
+    assert abs(found.bias - exact) < 4 * found.bias_error
     assert measured.biased(name) == (name == "iwae, stl")
 
 
@@ -197,18 +197,18 @@ def test_the_wake_phase_of_two_particles_is_biased():
 
 
 @pytest.mark.parametrize(
-    "elbos",
+    ("elbos", "num_repeats"),
     [
-        {"near": elbo.TraceCUBO(5, shift=-2.0), "far": elbo.TraceCUBO(5, shift=-1.0)},
-        {"two": pyro.infer.RenyiELBO(0.5, num_particles=2), "twenty": pyro.infer.RenyiELBO(0.5, num_particles=20)},
-        {"half": pyro.infer.RenyiELBO(0.5, num_particles=2), "minus": pyro.infer.RenyiELBO(-3.0, num_particles=2)},
+        ({"near": elbo.TraceCUBO(5, shift=-2.0), "far": elbo.TraceCUBO(5, shift=-1.0)}, 300),
+        ({"two": pyro.infer.RenyiELBO(0.5, num_particles=2), "ten": pyro.infer.RenyiELBO(0.5, num_particles=10)}, 10),
+        ({"half": pyro.infer.RenyiELBO(0.5, num_particles=2), "minus": pyro.infer.RenyiELBO(-3.0)}, 10),
     ],
     ids=["shifts of chi-square", "Pyro's particles", "Pyro's alphas"],
 )
-def test_what_estimates_something_else_is_not_called_biased(elbos):
-    comparison = lvm.compare_elbos(model, guide, elbos=elbos, num_repeats=300)
-    assert [name for name in comparison if comparison.biased(name)] == []
+def test_what_estimates_something_else_is_not_called_biased(elbos, num_repeats):
+    comparison = lvm.compare_elbos(model, guide, elbos=elbos, num_repeats=num_repeats)
     assert len({c.target for c in comparison.values()}) == 2
+    assert [name for name in comparison if comparison.biased(name)] == []
 
 
 # What to use
@@ -378,7 +378,7 @@ def test_some_parameters_may_be_left_where_they_start():
 
 
 class Breaks(elbo.Trace_ELBO):
-    """Fails in the midst of the work."""
+    """Fails in the midst of the work, after some estimates or in a fit."""
 
     def __init__(self, after):
         super().__init__(2)
@@ -386,7 +386,7 @@ class Breaks(elbo.Trace_ELBO):
 
     def estimate(self, run):
         self.left[0] -= 1
-        if self.left[0] < 0:
+        if self.left[0] < 0 or (self.left[0] == math.inf and run.step is not None and run.step > 3):
             raise RuntimeError("midway")
         return super().estimate(run)
 
@@ -420,8 +420,9 @@ def rows_model(x):
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
-@pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("after", [None, 0, 12])
+@pytest.mark.parametrize(
+    ("train", "after"), [(False, None), (True, None), (False, 0), (False, 12), (True, 12), (True, math.inf)]
+)
 def test_nothing_of_the_users_changes(train, after):
     network = Network()
 

@@ -10,7 +10,7 @@ from pyro.infer import RenyiELBO, TraceGraph_ELBO
 
 import pyro_lvm as lvm
 from pyro_lvm import elbo
-from pyro_lvm.diagnostics.gradients import GradientDraws, _kept_bytes, cost, draw_gradients
+from pyro_lvm.diagnostics.gradients import GradientDraws, _kept_bytes, costs, draw_gradients
 
 X = torch.tensor([0.5, -1.0, 2.0])
 
@@ -31,6 +31,11 @@ def guide(x):
 def prepared(estimator, model=model, guide=guide, data=(X,)):
     objective = lvm.Objective(model, guide, estimator)
     return objective, {name: v.detach() for name, v in objective.init(*data).items()}, data
+
+
+def cost(objective, values, args):
+    """Seconds and bytes of one objective."""
+    return costs({"it": objective}, values, args)["it"]
 
 
 def loop(objective, values, args, num_draws):
@@ -234,6 +239,16 @@ def test_a_gradient_takes_time():
     seconds, kept = cost(*prepared(elbo.Trace_ELBO()))
     assert 0 < seconds < 10
     assert kept > 0
+
+
+def test_each_objective_has_its_own_cost():
+    few, values, args = prepared(elbo.Trace_ELBO(2))
+    many = few.with_elbo(elbo.Trace_ELBO(500))
+    found = costs({"few": few, "many": many, "again": few}, values, args)
+    assert list(found) == ["few", "many", "again"]
+    assert found["few"][1] == found["again"][1] == cost(few, values, args)[1]
+    assert found["many"][1] > 50 * found["few"][1]
+    assert all(seconds > 0 for seconds, _ in found.values())
 
 
 def test_bytes_grow_with_the_particles_and_the_rows():
