@@ -16,7 +16,7 @@ from torch.distributions import kl_divergence
 from pyro_lvm.elbo.contraction import enumerate_model, log_density
 from pyro_lvm.elbo.detach import DetachSamples, detached, detached_parameters, without_points
 from pyro_lvm.elbo.scales import Scales
-from pyro_lvm.elbo.structure import Structure, takes_random_part
+from pyro_lvm.elbo.structure import Structure, refuse_tied_rows, takes_random_part
 from pyro_lvm.elbo.terms import Term, by_row, equal_numbers, masked, over_plates, unscaled_log_prob
 from pyro_lvm.guides import is_delta
 from pyro_lvm.sites import Site, sample_sites
@@ -228,11 +228,8 @@ def _particle(run: Run, path: Path, closed_form: bool, given: poutine.Trace) -> 
     drawn, q, trace, held = _run_programs(run, path, given)
     p = sample_sites(trace)
     scales = Scales.of(structure, [*p.values(), *q.values()])
-    if structure.tied_by and not (scales.ratio == 1.0 and equal_numbers(scales.weight, 1.0)):
-        raise ValueError(
-            f"the enumerated site {structure.tied_by!r} lies outside the row plate, so that rows have no evidence of "
-            "their own to weight: take all rows, and repeat them instead of weighting them"
-        )
+    if not (scales.ratio == 1.0 and equal_numbers(scales.weight, 1.0)):
+        refuse_tied_rows(structure)
 
     def within(site: Site) -> Any:
         return scales.within(site, structure)

@@ -161,6 +161,19 @@ def _look(
     return structure
 
 
+def refuse_tied_rows(structure: Structure) -> None:
+    """Refuse to count rows more or less than once where they depend on each other through an enumerated site.
+
+    Raises:
+        ValueError: that names it.
+    """
+    if structure.tied_by:
+        raise ValueError(
+            f"the enumerated site {structure.tied_by!r} lies outside the row plate, so that rows have no evidence of "
+            "their own to weight: take all rows, and repeat them instead of weighting them"
+        )
+
+
 def takes_random_part(site: Site) -> bool:
     """Whether a site is a plate's draw of some of its elements."""
     return site_is_subsample(site) and (site["fn"].subsample_size or site["fn"].size) < site["fn"].size

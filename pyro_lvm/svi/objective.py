@@ -28,6 +28,7 @@ from pyro_lvm.data import Data, check_num_rows, check_weight
 from pyro_lvm.elbo.estimator import Estimator
 from pyro_lvm.elbo.linear import Trace_ELBO
 from pyro_lvm.elbo.particles import Run
+from pyro_lvm.elbo.structure import refuse_tied_rows
 from pyro_lvm.elbo.translate import translate
 from pyro_lvm.modules import awaits_start, unchanged_if_it_fails
 from pyro_lvm.params import Values
@@ -294,6 +295,7 @@ class Objective:
         """
         self.program.check_minibatches()
         if scaled and isinstance(self.elbo, Estimator):
+            refuse_tied_rows(self.structure)
             self.elbo.check_minibatches(self.structure)
         if scaled and isinstance(self.elbo, RenyiELBO | ReweightedWakeSleep):
             raise ValueError(
@@ -314,6 +316,8 @@ class Objective:
             raise ValueError(needed + self.program.sites.search)
         if weight is not None and self.program.couples_rows:
             raise ValueError("sample_weight needs a guide whose rows are independent: this one draws them jointly")
+        if weight is not None and isinstance(self.elbo, Estimator):
+            refuse_tied_rows(self.structure)
         return weight
 
 
