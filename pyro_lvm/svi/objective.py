@@ -295,8 +295,8 @@ class Objective:
         """
         self.program.check_minibatches()
         if scaled and isinstance(self.elbo, Estimator):
-            refuse_tied_rows(self.structure)
             self.elbo.check_minibatches(self.structure)
+            refuse_tied_rows(self.structure)
         if scaled and isinstance(self.elbo, RenyiELBO | ReweightedWakeSleep):
             raise ValueError(
                 f"{type(self.elbo).__name__} takes the logarithm of an average over particles, in which the scale of a "
