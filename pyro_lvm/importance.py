@@ -74,9 +74,8 @@ class Evidence:
     @cached_property
     def squared_pareto_k(self) -> float:
         """The Pareto k of the squared joint weights, by ArviZ."""
-        if self.log_weights.max() - self.log_weights.min() < 1e-6:  # constant up to rounding: there is no tail
-            return -math.inf
-        return pareto_k(2 * self.log_weights)
+        exact = len(self.log_weights) == 1 and self.standard_error == 0.0
+        return -math.inf if exact else pareto_k(2 * self.log_weights)
 
     def __iter__(self) -> Iterator[float]:
         return iter((self.value, self.standard_error))

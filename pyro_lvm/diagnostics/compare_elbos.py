@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
@@ -92,7 +93,8 @@ def compare_elbos(
     with randomness.seeded(check_seed(seed)):
         with unchanged_if_it_fails(model, guide):
             first.prepare(Data(data))
-            values = first.program.parameters.start() | initial_values(first.program, params, "params")
+            start = first.program.parameters.start() | initial_values(first.program, params, "params")
+            values = {name: v.requires_grad_() for name, v in start.items()}  # as modules expect of their parameters
         with unchanged(model, first.program.guide):
             objectives = {}
             for name, elbo in elbos.items():
@@ -148,12 +150,14 @@ def _compare(
     expected = references[target]
     gradients = draws.flat()
     error = gradients.var(0) / num_repeats + expected.error.square()
+    size = gradients.norm(dim=1).mean() + draws.losses.abs().mean()
+    rounding = 10 * torch.finfo(draws.losses.dtype).eps * size.item()
     return Compared(
         target=target,
         value=-draws.losses.mean().item(),
         standard_error=draws.losses.std().item() / math.sqrt(num_repeats),
         bias=(gradients.mean(0) - expected.gradient).norm().item(),
-        bias_error=error.sum().sqrt().item(),
+        bias_error=error.sum().sqrt().item() + rounding,
         reference=expected.source,
         sd=_spread(gradients)[1],
         signal_to_noise=_spread(gradients)[2],
@@ -195,7 +199,7 @@ def _train(
         spent += time.perf_counter() - began
 
     def callback(state: FitState) -> None:
-        watch(state.step, parameters.unconstrained(state.params))
+        watch(state.step, {n: v.requires_grad_() for n, v in parameters.unconstrained(state.params).items()})
 
     watch(0, values)
     fit(

@@ -88,8 +88,10 @@ class ELBOComparison(Mapping[str, Compared]):
 
     def relative(self, name: str) -> float:
         """Variance times time of an estimator, over that of the best unbiased one of its target."""
-        best = self._best(self[name].target)
-        return self[name].variance_time / self[best].variance_time if self[best].variance_time else math.nan
+        least, own = self[self._best(self[name].target)].variance_time, self[name].variance_time
+        if least == 0:
+            return 1.0 if own == 0 else math.inf
+        return own / least
 
     def biased(self, name: str) -> bool:
         """Whether the mean gradient is further from the reference than noise explains: by three times its length."""
@@ -97,7 +99,8 @@ class ELBOComparison(Mapping[str, Compared]):
 
     def _best(self, target: str) -> str:
         rivals = [name for name, c in self.items() if c.target == target]
-        return min([n for n in rivals if not self.biased(n)] or rivals, key=lambda n: self[n].variance_time)
+        unbiased = [name for name in rivals if not self.biased(name)]
+        return min(unbiased or rivals, key=lambda name: (self[name].variance_time, self[name].seconds))
 
     @property
     def recommendation(self) -> str:

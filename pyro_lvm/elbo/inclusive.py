@@ -57,7 +57,7 @@ class TraceCUBO(_Inclusive):
     @property
     def target(self) -> str:
         """The squared weight, which does not depend on K."""
-        return "minus chi-square"
+        return f"minus chi-square, shift {self.shift:g}" if self.shift else "minus chi-square"
 
     def bound(self, cells: Cells) -> Tensor:
         """Minus the mean squared weight."""

@@ -107,7 +107,9 @@ class Objective:
         """What the loss is minus an estimate of, such as "ELBO" or "IWAE-5"."""
         if isinstance(self.elbo, Estimator):
             return self.elbo.target
-        return type(self.elbo).__name__ if isinstance(self.elbo, RenyiELBO | ReweightedWakeSleep) else "ELBO"
+        if isinstance(self.elbo, RenyiELBO):
+            return f"RenyiELBO {self.elbo.alpha:g}, K = {self.elbo.num_particles}"
+        return "ReweightedWakeSleep" if isinstance(self.elbo, ReweightedWakeSleep) else "ELBO"
 
     def init(self, *data: Any, seed: int = 0) -> dict[str, Tensor]:
         """Run model and guide once on ``data`` and return their parameters.
