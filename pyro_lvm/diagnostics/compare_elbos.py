@@ -18,8 +18,10 @@ from pyro_lvm.diagnostics.elbo_comparison import Compared, ELBOComparison, Train
 from pyro_lvm.diagnostics.gradients import costs, draw_gradients
 from pyro_lvm.diagnostics.reference_gradients import Reference, reference
 from pyro_lvm.elbo.bounds import TraceIWAE_ELBO, TraceRenyi_ELBO, TraceVIMCO_ELBO
+from pyro_lvm.elbo.estimator import Estimator
 from pyro_lvm.elbo.linear import Trace_ELBO, TraceMeanField_ELBO, TraceScore_ELBO, TraceSTL_ELBO
 from pyro_lvm.modules import unchanged, unchanged_if_it_fails
+from pyro_lvm.result import Result
 from pyro_lvm.svi.fit import fit
 from pyro_lvm.svi.initial import initial_values
 from pyro_lvm.svi.objective import Objective
@@ -43,17 +45,19 @@ def compare_elbos(
     """Measure what estimators of the ELBO and its relatives say at the same parameters, and how their gradients vary.
 
     The variance of a gradient times the time that it takes is the figure that decides between estimators of one target:
-    half the variance is worth twice the particles. The bias is measured against a reference: the exact gradient of the
-    estimator's target where the guide's latents are discrete and few or the model is linear and Gaussian, else the mean
-    of ten times as many gradients of the least noisy unbiased estimator. The reference of the inclusive KL divergence
-    has a thousand particles.
+    half the variance is worth twice the particles. It is summed over all unconstrained parameters, so that large
+    gradients dominate; ``parameters_dataframe()`` tells them apart.
+
+    The bias is measured against a reference: the exact gradient of the estimator's target where the guide's latents are
+    discrete and few or the model is linear and Gaussian, else the mean of ten times as many gradients of the least
+    noisy unbiased estimator. The reference of the inclusive KL divergence has a thousand particles.
 
     Args:
         model: A Pyro model.
         guide: A guide, as for :func:`pyro_lvm.fit`.
         data: The model's arguments.
         params: Where to compare: a result, or constrained values by name; where a fit would start, if None.
-        elbos: Estimators by name; eight of 5 particles each, if None.
+        elbos: Estimators by name; eight or nine of 5 particles each, if None.
         num_repeats: Gradients of each estimator; at least 2.
         plate: The name of the plate of the rows, where it must be named.
         model_kwargs: Keyword arguments of model and guide.
@@ -67,7 +71,8 @@ def compare_elbos(
 
     Raises:
         TypeError: for ``elbos`` that are no estimators by name.
-        ValueError: for parameters that do not fit the model, and if no estimator has a right form.
+        ValueError: for parameters that do not fit the model, a result that lacks some, and if no estimator has a right
+            form.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch, pyro_lvm as lvm
@@ -86,20 +91,27 @@ def compare_elbos(
     num_repeats, num_steps = check_count("num_repeats", num_repeats), check_count("num_steps", num_steps)
     if num_repeats < 2:
         raise ValueError("num_repeats must be at least 2, or gradients have no variance")
-    elbos = _usual() if elbos is None else _check_elbos(elbos)
+    elbos = None if elbos is None else _check_elbos(elbos)
     compared: dict[str, Compared] = {}
     refused: dict[str, str] = {}
     first = Objective(model, guide, plate=plate, model_kwargs=model_kwargs)
     with randomness.seeded(check_seed(seed)):
         with unchanged_if_it_fails(model, guide):
             first.prepare(Data(data))
-            start = first.program.parameters.start() | initial_values(first.program, params, "params")
+            given = initial_values(first.program, params, "params")
+            start = first.program.parameters.start() | given
+            lacking = start.keys() - given.keys()
+            if isinstance(params, Result) and lacking:
+                raise ValueError(f"params is a result of another model or guide: it has no {sorted(lacking)}")
             values = {name: v.requires_grad_() for name, v in start.items()}  # as modules expect of their parameters
         with unchanged(model, first.program.guide):
+            elbos = _usual(first) if elbos is None else elbos
             objectives = {}
             for name, elbo in elbos.items():
                 try:
-                    objectives[name] = first.with_elbo(elbo)
+                    objective = first.with_elbo(elbo)
+                    objective.check_start(values, first.program.data.args)
+                    objectives[name] = objective
                 except ValueError as error:
                     refused[name] = str(error)
             if not objectives:
@@ -107,23 +119,26 @@ def compare_elbos(
             references: dict[str, Reference] = {}
             spent = costs(objectives, values, first.program.data.args)
             for name, objective in objectives.items():
-                compared[name] = _compare(objective, values, num_repeats, references, *spent[name])
+                compared[name] = _compare(objective, values, num_repeats, references, spent[name])
             chosen = objectives if train else {}
             training = {name: _train(first, elbos[name], data, values, num_steps, optim, seed) for name in chosen}
     return ELBOComparison(compared, refused, training)
 
 
-def _usual() -> dict[str, ELBO]:
-    return {
+def _usual(objective: Objective) -> dict[str, ELBO]:
+    usual: dict[str, ELBO] = {
         "Trace_ELBO": Trace_ELBO(5),
         "TraceMeanField_ELBO": TraceMeanField_ELBO(5),
         "TraceSTL_ELBO": TraceSTL_ELBO(5),
         "TraceScore_ELBO": TraceScore_ELBO(5),
         "TraceIWAE_ELBO": TraceIWAE_ELBO(5),
+        "TraceIWAE_ELBO, stl": TraceIWAE_ELBO(5, "stl"),
         "TraceIWAE_ELBO, dreg": TraceIWAE_ELBO(5, "dreg"),
-        "TraceVIMCO_ELBO": TraceVIMCO_ELBO(5),
         "TraceRenyi_ELBO, 0.5": TraceRenyi_ELBO(0.5, 5),
     }
+    if isinstance(objective.elbo, Estimator) and objective.structure.score:  # elsewhere it is TraceIWAE_ELBO
+        usual["TraceVIMCO_ELBO"] = TraceVIMCO_ELBO(5)
+    return usual
 
 
 def _check_elbos(elbos: Any) -> dict[str, ELBO]:
@@ -131,7 +146,8 @@ def _check_elbos(elbos: Any) -> dict[str, ELBO]:
         raise TypeError(f"elbos must be a dict of estimators by name; got {elbos!r}")
     for name, elbo in elbos.items():
         if not isinstance(elbo, ELBO):
-            raise TypeError(f"elbos[{name!r}] must be a pyro.infer.ELBO; got {elbo!r}")
+            hint = f"; write {elbo.__name__}()" if isinstance(elbo, type) else ""
+            raise TypeError(f"elbos[{name!r}] must be a pyro.infer.ELBO; got {elbo!r}{hint}")
     return dict(elbos)
 
 
@@ -140,8 +156,7 @@ def _compare(
     values: dict[str, Tensor],
     num_repeats: int,
     references: dict[str, Reference],
-    seconds: float,
-    kept: int,
+    spent: tuple[float, int | None],
 ) -> Compared:
     args, target = objective.program.data.args, objective.target
     draws = draw_gradients(objective, values, args, num_repeats)
@@ -150,6 +165,7 @@ def _compare(
     expected = references[target]
     gradients = draws.flat()
     error = gradients.var(0) / num_repeats + expected.error.square()
+    squares = (gradients - gradients.mean(0)).square().sum(1)
     size = gradients.norm(dim=1).mean() + draws.losses.abs().mean()
     rounding = 10 * torch.finfo(draws.losses.dtype).eps * size.item()
     return Compared(
@@ -162,8 +178,9 @@ def _compare(
         sd=_spread(gradients)[1],
         signal_to_noise=_spread(gradients)[2],
         parameters={name: _spread(draws.flat(name)) for name in draws.gradients},
-        seconds=seconds,
-        bytes=kept,
+        variance_error=(squares.std() / squares.mean()).item() / math.sqrt(num_repeats) if squares.any() else 0.0,
+        seconds=spent[0],
+        bytes=spent[1],
     )
 
 

@@ -29,8 +29,9 @@ class Compared:
         signal_to_noise: The length of the mean gradient over ``sd``; it cannot be told from 0 below
             ``1 / sqrt(num_repeats)``.
         parameters: For each parameter by name, its gradient's length, standard deviation and signal-to-noise.
+        variance_error: The relative standard error of the variance.
         seconds: Of one loss and its gradient.
-        bytes: That autograd keeps for it.
+        bytes: That autograd keeps for it; None where that cannot be told.
     """
 
     target: str
@@ -42,8 +43,9 @@ class Compared:
     sd: float
     signal_to_noise: float
     parameters: dict[str, tuple[float, float, float]]
+    variance_error: float
     seconds: float
-    bytes: int
+    bytes: int | None
 
     @property
     def variance_time(self) -> float:
@@ -102,23 +104,31 @@ class ELBOComparison(Mapping[str, Compared]):
         unbiased = [name for name in rivals if not self.biased(name)]
         return min(unbiased or rivals, key=lambda name: (self[name].variance_time, self[name].seconds))
 
+    def as_good(self, name: str) -> bool:
+        """Whether variance times time is that of the best up to twice the errors of both, and a tenth for the clock."""
+        best = self[self._best(self[name].target)]
+        error = math.hypot(self[name].variance_error, best.variance_error)
+        return not self.biased(name) and self.relative(name) <= 1.1 + 2 * error
+
     @property
     def recommendation(self) -> str:
-        """Which estimator of each target to use, in words."""
+        """Which estimators of each target to use, in words."""
         lines = []
         for target in dict.fromkeys(c.target for c in self.values()):
             rivals = [name for name, c in self.items() if c.target == target]
-            best = self._best(target)
             biased = [name for name in rivals if self.biased(name)]
-            words = f"For {target} use {best}"
-            others = sorted((self.relative(n), n) for n in rivals if n not in (best, *biased))
+            good = sorted((name for name in rivals if self.as_good(name)), key=self.relative)
+            others = sorted((name for name in rivals if name not in (*good, *biased)), key=self.relative)
+            if not good:
+                lines.append(f"For {target} there is nothing unbiased: {', '.join(biased)}.")
+                continue
+            words = f"For {target} use {' or '.join(good)}"
+            if len(good) > 1:
+                words += ", which are as good as each other"
             if others:
-                words += ": it needs the least time for a given precision of the gradient"
-                words += f" ({', '.join(f'{name} {ratio:.3g} times as much' for ratio, name in others)})"
-            elif not biased:
-                words += ", which is alone there"
-            words += "." + "".join(f" {name} is biased here." for name in biased)
-            lines.append(words)
+                takes = ", ".join(f"{name} {self.relative(name):.3g} times" for name in others)
+                words += f"; the same precision of the gradient takes {takes} as long"
+            lines.append(words + "." + "".join(f" {name} is biased here." for name in biased))
         return "\n".join(lines)
 
     def to_dataframe(self) -> Any:
@@ -134,6 +144,7 @@ class ELBOComparison(Mapping[str, Compared]):
                 **{key: value for key, value in vars(c).items() if key != "parameters"},
                 "variance_time": c.variance_time,
                 "relative": self.relative(name),
+                "as_good": self.as_good(name),
                 "biased": self.biased(name),
             }
             for name, c in self.items()
@@ -153,29 +164,43 @@ class ELBOComparison(Mapping[str, Compared]):
         table.index = pandas.MultiIndex.from_tuples(table.index, names=["estimator", "parameter"])
         return table
 
+    def training_dataframe(self) -> Any:
+        """A table of the fits: a row for each estimator and measurement, with steps, seconds and the ELBO in nats.
+
+        Returns:
+            A pandas ``DataFrame``.
+        """
+        import pandas
+
+        parts = {name: pandas.DataFrame(vars(training)) for name, training in self.training.items()}
+        return pandas.concat(parts, names=["estimator", "measurement"]) if parts else pandas.DataFrame()
+
     def plot(self) -> Figure:
-        """Standard deviations and variance times time, as bars; and the ELBO against steps and seconds of the fits.
+        """Standard deviations and variance times time, by target; and the ELBO against steps and seconds of the fits.
 
         Returns:
             A matplotlib figure.
         """
         import matplotlib.pyplot as plt
 
-        rows = 2 if self.training else 1
+        heights = [1.2 + 0.35 * len(self), 4.0][: 2 if self.training else 1]
         figure, axes = plt.subplots(
-            rows, 2, figsize=(11, (1.2 + 0.35 * len(self)) + 4 * (rows - 1)), layout="constrained", squeeze=False
+            len(heights), 2, figsize=(11, sum(heights)), layout="constrained", squeeze=False, height_ratios=heights
         )
-        plots.bars({n: c.sd for n, c in self.items()}, "standard deviation of the gradient", log=True, ax=axes[0, 0])
-        relative = {n: self.relative(n) for n in self}
-        plots.bars(relative, "variance x time, over the best of its target", log=True, ax=axes[0, 1])
+        names = {name: f"{name}  ({c.target})" for name, c in self.items()}
+        plots.dots({names[n]: c.sd for n, c in self.items()}, "standard deviation of the gradient", ax=axes[0, 0])
+        relative = {names[n]: self.relative(n) for n in self}
+        plots.dots(relative, "variance x time, over the best of its target", ax=axes[0, 1])
         axes[0, 1].set_yticklabels([])
         if self.training:
             for ax, label in zip(axes[1], ("steps", "seconds"), strict=True):
                 paths = {n: (getattr(t, label), t.elbo) for n, t in self.training.items()}
-                plots.curves(paths, label, "ELBO (nats)", ax=ax)
+                plots.curves(paths, label, "ELBO (nats), whatever was fitted", ax=ax)
                 late = [e for t in self.training.values() for e in t.elbo[len(t.elbo) // 5 :]]
                 margin = 0.1 * (max(late) - min(late)) + 1e-9
                 ax.set_ylim(min(late) - margin, max(late) + margin)
+                ax.get_legend().remove()
+            figure.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
         return figure
 
     def _table(self) -> list[list[str]]:
@@ -190,7 +215,7 @@ class ELBOComparison(Mapping[str, Compared]):
                 f"{c.sd:.3g}",
                 f"{c.signal_to_noise:.2g}",
                 f"{1e3 * c.seconds:.2f}",
-                f"{c.bytes / 1e3:,.0f}",
+                "-" if c.bytes is None else f"{c.bytes / 1e3:,.0f}",
                 f"{self.relative(name):.3g}",
             ]
             for name, c in self.items()
@@ -202,7 +227,12 @@ class ELBOComparison(Mapping[str, Compared]):
         sources = dict.fromkeys(f"{c.target}: {c.reference}" for c in self.values())
         notes = ["bias: distance to the reference gradient (in brackets what noise alone would give)"]
         notes += [f"reference of {source}" for source in sources]
-        return notes + [f"left out: {name}, because {reason}" for name, reason in self.refused.items()]
+        notes += [f"left out: {name}, because {reason}" for name, reason in self.refused.items()]
+        notes += [
+            f"{name}: ELBO {t.elbo[-1]:.2f} nats after {t.steps[-1]:,} steps and {t.seconds[-1]:.1f} s"
+            for name, t in self.training.items()
+        ]
+        return notes
 
     def __str__(self) -> str:
         table = self._table()
@@ -215,6 +245,8 @@ class ELBOComparison(Mapping[str, Compared]):
     def _repr_html_(self) -> str:
         head, *lines = ([html.escape(cell) for cell in line] for line in self._table())
         table = f"<tr>{''.join(f'<th>{cell}</th>' for cell in head)}</tr>"
-        table += "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in line)}</tr>" for line in lines)
-        below = "<br>".join(html.escape(line) for line in [*self._notes, *self.recommendation.splitlines()])
-        return f"<table>{table}</table><p>{below}</p>"
+        for name, target, *numbers in lines:
+            cells = "".join(f'<td style="text-align:right">{number}</td>' for number in numbers)
+            table += f"<tr><td>{name}</td><td>{target}</td>{cells}</tr>"
+        notes, words = ("<br>".join(map(html.escape, part)) for part in (self._notes, self.recommendation.splitlines()))
+        return f"<table>{table}</table><p>{words}</p><p><small>{notes}</small></p>"

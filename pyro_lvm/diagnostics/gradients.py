@@ -67,13 +67,20 @@ def _gradient(objective: Objective, values: Values, args: tuple[Any, ...]) -> tu
 _TIMED = 15
 
 
-def costs(objectives: Mapping[str, Objective], values: Values, args: tuple[Any, ...]) -> dict[str, tuple[float, int]]:
+def costs(
+    objectives: Mapping[str, Objective], values: Values, args: tuple[Any, ...]
+) -> dict[str, tuple[float, int | None]]:
     """What a gradient of each objective takes: seconds, and the bytes that autograd keeps for it.
+
+    The bytes are None for estimators of Pyro's that take their gradient themselves, and keep nothing afterwards.
 
     Seconds are medians of some gradients, for which the objectives take turns: a busy machine is so to all alike.
     """
     leaves = {name: v.detach().requires_grad_() for name, v in values.items()}
-    kept = {name: _kept_bytes(objective(leaves, args)) for name, objective in objectives.items()}
+    kept = {
+        name: _kept_bytes(objective(leaves, args)) if hasattr(objective.elbo, "differentiable_loss") else None
+        for name, objective in objectives.items()
+    }
     times: dict[str, list[float]] = {name: [] for name in objectives}
     for _ in range(_TIMED):
         for name, objective in objectives.items():

@@ -62,8 +62,7 @@ def reference(objective: Objective, values: Values, args: tuple[Any, ...], num_d
     best = objective.with_elbo(elbo.reference(objective.structure)) if isinstance(elbo, Estimator) else objective
     draws = draw_gradients(best, values, args, num_draws).flat()
     error = draws.std(0) / math.sqrt(num_draws)
-    name = type(best.elbo).__name__
-    return Reference(draws.mean(0), error, f"mean of {num_draws:,} gradients of {name}")
+    return Reference(draws.mean(0), error, f"mean of {num_draws:,} gradients of {best.elbo!r}")
 
 
 _CONFIGURATIONS = 256

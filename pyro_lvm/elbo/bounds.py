@@ -32,8 +32,9 @@ class Bound(Estimator):
         """
         if not structure.separate:
             raise ValueError(
-                f"{type(self).__name__} averages particles inside a logarithm or a power, and here all rows share one: "
-                "a minibatch has no unbiased estimate of it. Take all rows in each step, or Trace_ELBO"
+                f"{type(self).__name__} averages particles inside a logarithm or a power, and all rows stand in it "
+                f"together, because {structure.why_together}: a minibatch has no unbiased estimate of it. Take all "
+                "rows in each step, or Trace_ELBO"
             )
 
     def check(self, structure: Structure) -> None:
@@ -102,7 +103,7 @@ class TraceIWAE_ELBO(Bound):
         super().__init__(num_particles, plate=plate)
         if gradient not in ("total", "stl", "dreg"):
             raise ValueError(f"gradient must be 'total', 'stl' or 'dreg'; got {gradient!r}")
-        self.path = gradient
+        self.path = self.gradient = gradient
 
     def check(self, structure: Structure) -> None:
         """Refuse what has no right form.
@@ -204,7 +205,7 @@ class TraceRenyi_ELBO(Bound):
         super().check(structure)
         if self.alpha < 0 and structure.separate and structure.shared:
             raise ValueError(
-                f"alpha={self.alpha} gives no lower bound, and rows that share the latents {sorted(structure.shared)} "
+                f"alpha={self.alpha} gives no lower bound, and rows that share the latents {structure.shared_latents} "
                 "have a right form for lower bounds only: use alpha of 0 or more"
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -33,6 +34,8 @@ class Estimator(ELBO):
 
     def __init__(self, num_particles: int = 1, *, plate: str | None = None) -> None:
         super().__init__(num_particles=check_count("num_particles", num_particles), vectorize_particles=True)
+        if plate is not None and not isinstance(plate, str):
+            raise TypeError(f"plate must be the name of a plate; got {plate!r}")
         self.plate = plate
         self._seen: tuple[Callable, Callable, Structure] | None = None
         self._steps = 0
@@ -48,8 +51,13 @@ class Estimator(ELBO):
         """What the estimator must know of a model and a guide, found by a few runs.
 
         Raises:
-            ValueError: if it has no right form for them.
+            ValueError: if it has no right form for them, or names another plate than that of the rows.
         """
+        if row_plate is not None and self.plate not in (None, row_plate.name):
+            raise ValueError(
+                f"the estimator names the plate {self.plate!r}, and the rows of the data are those of "
+                f"{row_plate.name!r}: name the plate in the call that takes the data, as in fit(plate={self.plate!r})"
+            )
         structure = look(model, guide, args, kwargs, row_plate, self.plate)
         self.check(structure)
         return structure
@@ -63,6 +71,13 @@ class Estimator(ELBO):
 
     def check_minibatches(self, structure: Structure) -> None:
         """Refuse minibatches where they have no unbiased estimate.
+
+        Raises:
+            ValueError: that says why.
+        """
+
+    def check_start(self, run: Run) -> None:
+        """Refuse parameters from which a fit could not start.
 
         Raises:
             ValueError: that says why.
@@ -108,6 +123,15 @@ class Estimator(ELBO):
         if self._seen is None or self._seen[0] is not model or self._seen[1] is not guide:
             self._seen = (model, guide, self.look(model, guide, args, kwargs))
         return self.estimate(Run(self._seen[2], model, guide, args, kwargs, step))
+
+    def __repr__(self) -> str:
+        parts = []
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            value = getattr(self, name)
+            if parameter.kind is parameter.KEYWORD_ONLY and value == parameter.default:
+                continue
+            parts.append(f"{name}={value!r}")
+        return f"{type(self).__name__}({', '.join(parts)})"
 
     def _get_trace(
         self, model: Callable, guide: Callable, args: Sequence[Any], kwargs: dict[str, Any]

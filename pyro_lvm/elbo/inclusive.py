@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from pyro_lvm.elbo.bounds import Bound
@@ -25,7 +26,7 @@ class _Inclusive(Bound):
         if structure.separate and structure.shared:
             raise ValueError(
                 f"{type(self).__name__} weighs all latents of a cell together, and rows share "
-                f"{sorted(structure.shared)} beside latents of their own, so that no row has a weight: use a "
+                f"{structure.shared_latents} beside latents of their own, so that no row has a weight: use a "
                 "lower bound, such as TraceIWAE_ELBO"
             )
 
@@ -35,8 +36,8 @@ class TraceCUBO(_Inclusive):
 
     .. math:: \frac1K \sum_k \Bigl(\frac{w_k}{e^{c}}\Bigr)^2
 
-    Half the logarithm of its mean bounds the log-evidence of a cell from above. An estimate of it does not: it is
-    biased down, and its variance is often infinite.
+    It is no number of nats. Half the logarithm of its mean in a cell, plus c, bounds the log-evidence of the cell from
+    above. An estimate of that does not: it is biased down, and its variance is often infinite.
 
     Args:
         num_particles: K.
@@ -53,6 +54,22 @@ class TraceCUBO(_Inclusive):
         if isinstance(shift, bool) or not isinstance(shift, int | float) or not math.isfinite(shift):
             raise ValueError(f"shift must be a finite number of nats; got {shift!r}")
         self.shift = shift
+
+    def check_start(self, run: Run) -> None:
+        """Refuse to start where no weight can be squared: loss and gradient would be 0 or infinite.
+
+        Raises:
+            ValueError: that says how large the log-weights are.
+        """
+        log_weights = draw(run, self.num_particles).cells().log_weights
+        squares = (2 * (log_weights - self.shift)).exp()
+        if not (torch.isfinite(squares).all() and squares.any()):
+            typical = log_weights.max(0).values.mean().item()
+            raise ValueError(
+                f"TraceCUBO(shift={self.shift:g}): the squared weights are beyond what {squares.dtype} holds, with "
+                f"log-weights of about {typical:.0f} nats in a cell. Fit an ELBO first and start from it (init=), with "
+                "the log-evidence of a cell as shift="
+            )
 
     @property
     def target(self) -> str:

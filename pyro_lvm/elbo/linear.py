@@ -159,7 +159,7 @@ class TraceScore_ELBO(Trace_ELBO):
             raise ValueError(
                 "baseline='leave_one_out' compares particles with each other and needs num_particles of at least 2"
             )
-        self.leave_one_out = baseline is not None
+        self.baseline, self.leave_one_out = baseline, baseline is not None
 
 
 def _sum(terms: list[Term]) -> Tensor:

@@ -15,7 +15,7 @@ from torch.distributions import kl_divergence
 
 from pyro_lvm.elbo.contraction import enumerate_model, log_density
 from pyro_lvm.elbo.detach import DetachSamples, detached, detached_parameters, without_points
-from pyro_lvm.elbo.scales import Scales
+from pyro_lvm.elbo.scales import Scales, Weigh
 from pyro_lvm.elbo.structure import Structure, refuse_tied_rows, takes_random_part
 from pyro_lvm.elbo.terms import Term, by_row, equal_numbers, masked, over_plates, unscaled_log_prob
 from pyro_lvm.guides import is_delta
@@ -26,7 +26,17 @@ Path = Literal["total", "none", "stl", "dreg"]
 
 
 class Run(NamedTuple):
-    """A model and a guide on their arguments, what is known of them, and the step of the optimisation, if it is one."""
+    """A model and a guide on their arguments, and what is known of them.
+
+    Attributes:
+        structure: Of model and guide.
+        model: The model.
+        guide: The guide.
+        args: Their arguments.
+        kwargs: Their keyword arguments.
+        step: Of the optimisation, if it is one.
+        kl_weight: By which the log-densities of the guide's latents are multiplied.
+    """
 
     structure: Structure
     model: Callable
@@ -34,6 +44,7 @@ class Run(NamedTuple):
     args: Sequence[Any]
     kwargs: dict[str, Any]
     step: int | Tensor | None = None
+    kl_weight: float | Tensor = 1.0
 
 
 class Cells(NamedTuple):
@@ -137,6 +148,9 @@ def draw(
         ValueError: where the K-sample bound would stand around a subsampled plate.
     """
     run = fix_subsamples(run)
+    if not equal_numbers(run.kl_weight, 1.0):
+        weighted = Weigh(run.structure.local | run.structure.shared, run.kl_weight)
+        run = run._replace(model=weighted(run.model), guide=weighted(run.guide))
     layout: dict[str, Any] = {}
     given = _given(run, path, nested)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_lvm.elbo.structure import Structure
@@ -86,3 +87,19 @@ def _part(site: Site, rows: frozenset[str]) -> float:
         if frame.name in rows and frame.full_size not in (None, frame.size):
             return frame.full_size / frame.size
     return 1.0
+
+
+class Weigh(Messenger):
+    """Weigh the log-densities of the named latents."""
+
+    def __init__(self, names: Collection[str], weight: float | Tensor) -> None:
+        super().__init__()
+        self.names, self.weight = names, weight
+
+    def _pyro_sample(self, msg: Site) -> None:
+        if msg["name"] not in self.names or msg["is_observed"]:
+            return
+        msg["scale"] = msg["scale"] * self.weight
+        rows = msg["infer"].get("row_scale")
+        if rows is not None:  # what has scaled the rows has come before
+            msg["infer"] = {**msg["infer"], "row_scale": rows._replace(within=rows.within * self.weight)}

@@ -34,6 +34,7 @@ class Structure:
         rows: Its name, and the name that the guide gives it.
         local: The guide's latent sites inside it.
         shared: The guide's latent sites outside it, which all rows share.
+        auxiliary: The guide's sites that the model does not have.
         enumerated: The model's sites that are summed out.
         tied_by: An enumerated site outside the row plate, through which rows depend on each other; empty if none.
         separate: Whether rows are independent of each other given the shared latents, and have latents of their own.
@@ -50,6 +51,7 @@ class Structure:
     rows: frozenset[str]
     local: frozenset[str]
     shared: frozenset[str]
+    auxiliary: frozenset[str]
     enumerated: tuple[str, ...]
     tied_by: str
     separate: bool
@@ -59,6 +61,22 @@ class Structure:
     common_parameter: str
     places: list[Place]
     vectorizes: bool | None = None
+
+    @property
+    def shared_latents(self) -> list[str]:
+        """Latents of the model that all rows share."""
+        return sorted(self.shared - self.auxiliary)
+
+    @property
+    def why_together(self) -> str:
+        """Why rows have no bounds of their own."""
+        if self.row_plate is None:
+            return "no plate was found around them"
+        if self.tied_by:
+            return f"they depend on the enumerated site {self.tied_by!r}"
+        if not self.local:
+            return f"they share the latents {self.shared_latents} and have none of their own"
+        return "the guide draws their latents in one piece, or a site outside the plate depends on them"
 
     def in_rows(self, site: Site) -> bool:
         """Whether a site of model or guide belongs to a row."""
@@ -129,6 +147,7 @@ def _look(
         rows=frozenset(rows),
         local=frozenset(n for n, s in latent.items() if any(f.name in rows for f in s["cond_indep_stack"])),
         shared=frozenset(),
+        auxiliary=frozenset(latent) - p.keys(),
         enumerated=tuple(n for n, s in p.items() if is_enumerated(s) and n not in latent),
         tied_by="",
         separate=False,

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from typing import Any
 
 import torch
 from pyro.infer import ELBO
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_lvm.checks import check_count
 from pyro_lvm.elbo.estimator import Estimator
+from pyro_lvm.elbo.inclusive import TraceCUBO
 from pyro_lvm.elbo.particles import Run, draw, fix_subsamples
 from pyro_lvm.elbo.structure import Structure
 from pyro_lvm.elbo.terms import Term, by_row
 from pyro_lvm.elbo.translate import translate
-from pyro_lvm.sites import Site
 
 
 class _Wrapper(Estimator):
@@ -49,6 +46,14 @@ class _Wrapper(Estimator):
         """
         self.elbo.check_minibatches(structure)
 
+    def check_start(self, run: Run) -> None:
+        """As the wrapped estimator does.
+
+        Raises:
+            ValueError: if that could not start there.
+        """
+        self.elbo.check_start(run)
+
 
 class Beta(_Wrapper):
     r"""A weight of the KL divergence (Higgins et al. 2017), which may rise from 0 (Bowman et al. 2016).
@@ -75,7 +80,7 @@ class Beta(_Wrapper):
     def __init__(self, elbo: ELBO, beta: float = 1.0, warm_up: int = 0) -> None:
         super().__init__(elbo)
         self.beta = _check_nats("beta", beta)
-        self.warm_up = 0 if isinstance(warm_up, int) and warm_up == 0 else check_count("warm_up", warm_up)
+        self.warm_up = _check_steps(warm_up)
 
     @property
     def target(self) -> str:
@@ -88,8 +93,7 @@ class Beta(_Wrapper):
 
     def estimate(self, run: Run) -> Tensor:
         """The wrapped loss, its latents weighted."""
-        weighted = _Weigh(run.structure.local | run.structure.shared, self._weight(run.step))
-        return self.elbo.estimate(run._replace(model=weighted(run.model), guide=weighted(run.guide)))
+        return self.elbo.estimate(run._replace(kl_weight=run.kl_weight * self._weight(run.step)))
 
     def _weight(self, step: int | Tensor | None) -> float | Tensor:
         if step is None or self.warm_up == 0:
@@ -97,22 +101,6 @@ class Beta(_Wrapper):
         if isinstance(step, Tensor):
             return self.beta * (step / self.warm_up).clamp(max=1.0)
         return self.beta * min(step / self.warm_up, 1.0)
-
-
-class _Weigh(Messenger):
-    """Weigh the log-densities of the named latents."""
-
-    def __init__(self, names: Collection[str], weight: float | Tensor) -> None:
-        super().__init__()
-        self.names, self.weight = names, weight
-
-    def _pyro_sample(self, msg: Site) -> None:
-        if msg["name"] not in self.names or msg["is_observed"]:
-            return
-        msg["scale"] = msg["scale"] * self.weight
-        rows = msg["infer"].get("row_scale")
-        if rows is not None:  # what has scaled the rows has come before
-            msg["infer"] = {**msg["infer"], "row_scale": rows._replace(within=rows.within * self.weight)}
 
 
 class FreeBits(_Wrapper):
@@ -123,8 +111,9 @@ class FreeBits(_Wrapper):
     for an ELBO L, whose part :math:`-N \sum_j \overline{\mathrm{KL}}_j` thus becomes
     :math:`-N \sum_j \max(\lambda, \overline{\mathrm{KL}}_j)`. The divergence of a latent site inside the plate of the
     rows is that of a row, averaged over the batch; that of a site outside counts once. It is in closed form wherever
-    torch knows it, else from one more draw. The latents of a guide with auxiliary sites, such as AutoNormal, count
-    together. With :class:`Beta`, put that around: ``Beta(FreeBits(elbo, nats), beta)``.
+    torch knows it, else from one draw; model and guide run once more for it. The latents of a guide with auxiliary
+    sites, such as AutoNormal, count together. With :class:`Beta`, put that around: ``Beta(FreeBits(elbo, nats), beta)``
+    weighs what is charged.
 
     Args:
         elbo: The estimator to wrap.
@@ -132,7 +121,7 @@ class FreeBits(_Wrapper):
 
     Raises:
         TypeError: if ``elbo`` is none that can be wrapped.
-        ValueError: for a threshold that is negative or not finite.
+        ValueError: for a threshold that is negative or not finite, and around ``Beta`` or ``TraceCUBO``.
 
     Example:
         >>> import pyro_lvm as lvm
@@ -141,6 +130,12 @@ class FreeBits(_Wrapper):
 
     def __init__(self, elbo: ELBO, nats: float) -> None:
         super().__init__(elbo)
+        if isinstance(self.elbo, Beta):
+            raise ValueError(
+                "FreeBits(Beta(...)) would reward divergences below the threshold: use Beta(FreeBits(...))"
+            )
+        if isinstance(self.elbo, TraceCUBO):
+            raise ValueError("TraceCUBO has no divergence in nats from which FreeBits could spare some")
         self.nats = _check_nats("nats", nats)
 
     def check(self, structure: Structure) -> None:
@@ -169,7 +164,7 @@ class FreeBits(_Wrapper):
         """The wrapped loss, and what the divergences lack."""
         run = fix_subsamples(run)
         loss = self.elbo.estimate(run)
-        particles = draw(run, 1, closed_form=not run.structure.enumerated)
+        particles = draw(run._replace(kl_weight=1.0), 1, closed_form=not run.structure.enumerated)
         if particles.score:
             raise ValueError(
                 f"torch knows no KL divergence in closed form for {run.structure.score[0]!r}, as FreeBits needs"
@@ -191,11 +186,17 @@ class FreeBits(_Wrapper):
                 total = weight.sum().clamp(min=torch.finfo(rows.dtype).tiny)  # no row of a batch need have a weight
                 outside, count = (rows * weight).sum() / total, weight.sum() * scales.ratio
             inside = local or not run.structure.separate
-            loss = loss + scales.around_all(inside) * count * (self.nats - outside.sum()).clamp(min=0)
+            loss = loss + run.kl_weight * scales.around_all(inside) * count * (self.nats - outside.sum()).clamp(min=0)
         return loss
 
 
 def _check_nats(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
         raise ValueError(f"{name} must be a finite number of at least 0; got {value!r}")
+    return value
+
+
+def _check_steps(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"warm_up must be a number of steps, 0 or more; got {value!r}")
     return value

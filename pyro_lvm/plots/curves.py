@@ -1,8 +1,9 @@
-"""Pictures of comparisons: bars and curves side by side."""
+"""Pictures of comparisons: numbers and curves side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,11 +14,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def bars(values: Mapping[str, float], label: str, log: bool = False, ax: Axes | None = None) -> Axes:
-    """A horizontal bar for each of several things, from top to bottom, with its number beside it.
+def dots(values: Mapping[str, float], label: str, log: bool = True, ax: Axes | None = None) -> Axes:
+    """A dot for each of several numbers, from top to bottom, with the number beside it.
 
     Args:
-        values: A number for each name; those that are not finite, or not positive on a logarithmic axis, have no bar.
+        values: A number for each name; those that are not finite, or not positive on a logarithmic axis, have no dot.
         label: What the numbers are.
         log: Whether the axis is logarithmic.
         ax: Axes to draw into.
@@ -26,22 +27,35 @@ def bars(values: Mapping[str, float], label: str, log: bool = False, ax: Axes | 
         The axes.
 
     Raises:
+        TypeError: if the values are no numbers by name.
         ValueError: for no values.
+
+    Example:
+        >>> from pyro_lvm import plots
+        >>> ax = plots.dots({"few draws": 20.0, "many draws": 2.0}, "standard error (nats)")
+        >>> [label.get_text() for label in ax.get_yticklabels()]
+        ['few draws', 'many draws']
     """
+    if not isinstance(values, Mapping):
+        raise TypeError(f"values: expected a dict of numbers by name, got {type(values).__name__}")
     if not values:
         raise ValueError("values: expected at least one, got none")
+    wrong = [name for name, value in values.items() if not isinstance(value, Real)]
+    if wrong:
+        raise TypeError(f"values[{wrong[0]!r}]: expected a number, got {values[wrong[0]]!r}")
     ax = axes(ax, (6, 0.8 + 0.32 * len(values)))
-    numbers = array("values", list(values.values()), "M")
-    shown = np.isfinite(numbers) & ((numbers > 0) | (not log))
+    numbers = array("values", [float(value) for value in values.values()], "M")
     if log:
         ax.set_xscale("log")
-    drawn = ax.barh(
-        np.flatnonzero(shown), numbers[shown], color=[color(int(i)) for i in np.flatnonzero(shown)], height=0.65
-    )
-    ax.bar_label(drawn, fmt=lambda v: f"{float(f'{v:.3g}'):,g}", padding=3, fontsize=9)
+    for place, number in enumerate(numbers):
+        if np.isfinite(number) and (number > 0 or not log):
+            ax.plot(number, place, "o", color=color(place), markersize=7)
+            text = f"{float(f'{number:.3g}'):,g}"
+            ax.annotate(text, (number, place), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9)
     ax.set_yticks(range(len(values)), list(values))
     ax.set_ylim(len(values) - 0.5, -0.5)
     ax.margins(x=0.2)
+    ax.xaxis.set_minor_formatter("")
     ax.set_xlabel(label)
     return plain(ax)
 
@@ -62,10 +76,20 @@ def curves(
         The axes.
 
     Raises:
+        TypeError: for curves that are no pairs of places and values.
         ValueError: for no curves, or shapes that do not fit together.
+
+    Example:
+        >>> from pyro_lvm import plots
+        >>> ax = plots.curves({"here": ([0, 1], [1, 2]), "there": ([0, 2], [1, 3])}, "steps", "ELBO (nats)")
+        >>> len(ax.lines)
+        2
     """
     if not points:
         raise ValueError("points: expected at least one curve, got none")
+    for name, pair in points.items():
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(f"points[{name!r}]: expected places and values, got {pair!r}")
     ax = axes(ax, (6, 4))
     for i, (name, (x, y)) in enumerate(points.items()):
         places = array(f"points[{name!r}]", x, "M")

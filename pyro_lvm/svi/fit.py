@@ -145,6 +145,7 @@ def fit(
         held_out = _validation(program, validation, rows, device)
         initial = initial_values(program, init)
         start = program.parameters.start() | initial
+        objective.check_start(start, program.example)
         loop = EagerLoop(objective, start, batches, total, optim, scheduler, clip)
         kept = None
         if path is not None:

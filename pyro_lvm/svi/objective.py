@@ -30,7 +30,7 @@ from pyro_lvm.elbo.linear import Trace_ELBO
 from pyro_lvm.elbo.particles import Run
 from pyro_lvm.elbo.structure import refuse_tied_rows
 from pyro_lvm.elbo.translate import translate
-from pyro_lvm.modules import awaits_start, unchanged_if_it_fails
+from pyro_lvm.modules import awaits_start, unchanged_buffers, unchanged_if_it_fails
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
 
@@ -159,7 +159,7 @@ class Objective:
 
     def _resolve_elbo(self, program: Program, weighted: bool) -> ELBO:
         elbo = Trace_ELBO() if self.given_elbo is None else self.given_elbo
-        ours = None if program.guide_enumerates else translate(elbo)
+        ours = None if program.guide_enumerates and type(elbo) in (Trace_ELBO, TraceEnum_ELBO) else translate(elbo)
         if program.sites.enumerated and not isinstance(elbo, TraceEnum_ELBO | TraceTMC_ELBO | Estimator):
             raise ValueError(
                 f"the sites {list(program.sites.enumerated)} are marked for enumeration, which "
@@ -167,7 +167,7 @@ class Objective:
             )
         if ours is not None:
             return ours
-        if program.guide_enumerates and isinstance(elbo, Trace_ELBO):
+        if type(elbo) is Trace_ELBO:  # of ours; a guide that enumerates is Pyro's affair
             elbo = TraceEnum_ELBO(elbo.num_particles)
         if weighted and isinstance(elbo, TraceEnum_ELBO):
             raise ValueError(
@@ -182,6 +182,18 @@ class Objective:
         if math.isinf(elbo.max_plate_nesting):
             elbo.max_plate_nesting = program.max_plate_nesting + (elbo.vectorize_particles and elbo.num_particles > 1)
         return elbo
+
+    def check_start(self, values: Values, args: tuple[Any, ...]) -> None:
+        """Refuse parameters from which a fit could not start.
+
+        Raises:
+            ValueError: that says why.
+        """
+        if isinstance(self.elbo, Estimator):
+            program = self.program
+            run = Run(self.structure, program.model, program.guide, args, program.model_kwargs)
+            with torch.no_grad(), randomness.seeded(0), unchanged_buffers(program.model, program.guide):
+                program.call(values, self.elbo.check_start, run)
 
     def __call__(
         self,
