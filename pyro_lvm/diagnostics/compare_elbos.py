@@ -170,6 +170,7 @@ def _compare(
     rounding = 10 * torch.finfo(draws.losses.dtype).eps * size.item()
     return Compared(
         target=target,
+        unbiased=objective.elbo.unbiased if isinstance(objective.elbo, Estimator) else True,
         value=-draws.losses.mean().item(),
         standard_error=draws.losses.std().item() / math.sqrt(num_repeats),
         bias=(gradients.mean(0) - expected.gradient).norm().item(),

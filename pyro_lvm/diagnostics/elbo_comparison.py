@@ -20,6 +20,7 @@ class Compared:
 
     Attributes:
         target: What it estimates; variances of different targets are no rivals.
+        unbiased: Whether its gradient is that of the target on average, by construction.
         value: The mean of the estimates: minus the loss, in nats.
         standard_error: Of the value.
         bias: The length of the mean gradient's difference from the reference.
@@ -35,6 +36,7 @@ class Compared:
     """
 
     target: str
+    unbiased: bool
     value: float
     standard_error: float
     bias: float
@@ -74,6 +76,18 @@ class ELBOComparison(Mapping[str, Compared]):
     Attributes:
         refused: Why estimators that have no right form for the model and guide were left out, by name.
         training: How the fits went, by name, if they were asked for.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch, pyro_lvm as lvm
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("rows", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> comparison = lvm.compare_elbos(model, "mean_field", torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        >>> comparison["TraceIWAE_ELBO"].target
+        'IWAE-5'
+        >>> comparison.relative("TraceScore_ELBO") > 2
+        True
     """
 
     def __init__(self, compared: dict[str, Compared], refused: dict[str, str], training: dict[str, Training]) -> None:
@@ -101,14 +115,14 @@ class ELBOComparison(Mapping[str, Compared]):
 
     def _best(self, target: str) -> str:
         rivals = [name for name, c in self.items() if c.target == target]
-        unbiased = [name for name in rivals if not self.biased(name)]
+        unbiased = [name for name in rivals if self[name].unbiased and not self.biased(name)]
         return min(unbiased or rivals, key=lambda name: (self[name].variance_time, self[name].seconds))
 
     def as_good(self, name: str) -> bool:
         """Whether variance times time is that of the best up to twice the errors of both, and a tenth for the clock."""
         best = self[self._best(self[name].target)]
         error = math.hypot(self[name].variance_error, best.variance_error)
-        return not self.biased(name) and self.relative(name) <= 1.1 + 2 * error
+        return self[name].unbiased and not self.biased(name) and self.relative(name) <= 1.1 + 2 * error
 
     @property
     def recommendation(self) -> str:
@@ -116,7 +130,7 @@ class ELBOComparison(Mapping[str, Compared]):
         lines = []
         for target in dict.fromkeys(c.target for c in self.values()):
             rivals = [name for name, c in self.items() if c.target == target]
-            biased = [name for name in rivals if self.biased(name)]
+            biased = [name for name in rivals if self.biased(name) or not self[name].unbiased]
             good = sorted((name for name in rivals if self.as_good(name)), key=self.relative)
             others = sorted((name for name in rivals if name not in (*good, *biased)), key=self.relative)
             if not good:
@@ -128,7 +142,9 @@ class ELBOComparison(Mapping[str, Compared]):
             if others:
                 takes = ", ".join(f"{name} {self.relative(name):.3g} times" for name in others)
                 words += f"; the same precision of the gradient takes {takes} as long"
-            lines.append(words + "." + "".join(f" {name} is biased here." for name in biased))
+            lines.append(
+                words + "." + "".join(f" {name} is biased{' here' if self[name].unbiased else ''}." for name in biased)
+            )
         return "\n".join(lines)
 
     def to_dataframe(self) -> Any:

@@ -88,6 +88,11 @@ class Estimator(ELBO):
     def target(self) -> str:
         """The name of what the loss estimates; estimators of one target can be compared with each other."""
 
+    @property
+    def unbiased(self) -> bool:
+        """Whether the mean gradient is that of the target, by construction."""
+        return True
+
     def reference(self, structure: Structure) -> Estimator:
         """An estimator with the same target and no bias, of little variance: against it the others are measured."""
         return self

@@ -47,6 +47,19 @@ class TraceCUBO(_Inclusive):
 
     Raises:
         ValueError: for a shift that is not finite.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch, pyro_lvm as lvm
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("rows", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> y = torch.tensor([1.0, 2.0, 3.0, 4.0])
+        >>> start = lvm.fit(model, "mean_field", y, num_steps=1_000, optim=0.02, progress=False)
+        >>> elbo = lvm.elbo.TraceCUBO(20, shift=start.evidence().value)
+        >>> result = lvm.fit(model, "mean_field", y, elbo=elbo, init=start, num_steps=200, progress=False)
+        >>> 0.9 < result.losses[-50:].mean() < 1.5  # E[w^2] / p(y)^2, which is at least 1
+        tensor(True)
     """
 
     def __init__(self, num_particles: int = 10, shift: float = 0.0, *, plate: str | None = None) -> None:
@@ -92,11 +105,28 @@ class TraceWakePhi(_Inclusive):
     .. math:: \sum_k \tilde w_k \nabla \bigl(\log q(z_k) + \log p(x, z_k)\bigr), \qquad \tilde w_k = w_k / \sum_j w_j
 
     No gradient flows through draws, so that any latents will do. The gradient of the guide is biased at finite K. The
-    model's parameters follow the importance-weighted bound, whose negative is the value of the loss.
+    model's parameters follow the importance-weighted bound, whose negative is the value of the loss. A parameter that
+    model and guide share, and latents that rows share beside their own, are a ``ValueError``.
 
     Args:
         num_particles: K.
         plate: The name of the plate of the rows, where it must be named.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch, pyro_lvm as lvm
+        >>> def model(x):
+        ...     with pyro.plate("rows", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     slope = pyro.param("slope", torch.tensor(0.0))
+        ...     with pyro.plate("rows", len(x)):
+        ...         pyro.sample("z", dist.Normal(slope * x, 1.0))
+        >>> _ = torch.manual_seed(0)
+        >>> elbo = lvm.elbo.TraceWakePhi(50)
+        >>> result = lvm.fit(model, guide, torch.randn(100), elbo=elbo, num_steps=300, progress=False)
+        >>> abs(result.params["slope"].item() - 0.5) < 0.1
+        True
     """
 
     def __init__(self, num_particles: int = 10, *, plate: str | None = None) -> None:
@@ -115,6 +145,11 @@ class TraceWakePhi(_Inclusive):
     def target(self) -> str:
         """What the gradients tend to as K grows."""
         return "inclusive KL"
+
+    @property
+    def unbiased(self) -> bool:
+        """Not at any finite number of particles."""
+        return False
 
     def reference(self, structure: Structure) -> Estimator:
         """Many particles, with which the bias is small."""

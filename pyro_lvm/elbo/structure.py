@@ -127,6 +127,12 @@ def _look(
     pruned = prune_subsample_sites(drawn)
     q, p = sample_sites(pruned), sample_sites(prune_subsample_sites(plain))
     latent = {name: site for name, site in q.items() if not site["is_observed"]}
+    uncovered = [n for n, s in p.items() if not s["is_observed"] and not is_enumerated(s) and n not in latent]
+    if uncovered:
+        raise ValueError(
+            f"the guide has no site {uncovered[0]!r}, which the model leaves latent: add it, or mark a discrete site with "
+            "infer={'enumerate': 'parallel'}"
+        )
     in_guide = [name for name, site in latent.items() if site["infer"].get("enumerate")]
     if in_guide:
         raise ValueError(

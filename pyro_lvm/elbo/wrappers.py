@@ -66,21 +66,33 @@ class Beta(_Wrapper):
         elbo: The estimator to wrap.
         beta: The weight after the warm-up.
         warm_up: T, the number of optimisation steps over which it rises; 0 for none. Values without a gradient, such as
-            those of validation, have the full weight.
+            those of validation, have the full weight. Under ``pyro.infer.SVI`` the object counts its steps itself:
+            take a new one for each.
 
     Raises:
         TypeError: if ``elbo`` is none that can be wrapped.
         ValueError: for a weight that is negative or not finite, and a negative warm-up.
 
     Example:
-        >>> import pyro_lvm as lvm
-        >>> elbo = lvm.elbo.Beta(lvm.elbo.TraceMeanField_ELBO(), beta=4.0, warm_up=1_000)
+        >>> import pyro, pyro.distributions as dist, pyro_lvm as lvm
+        >>> def model():
+        ...     pyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> def guide():
+        ...     pyro.sample("z", dist.Normal(1.0, 1.0))
+        >>> elbo = lvm.elbo.Beta(lvm.elbo.TraceMeanField_ELBO(), beta=4.0, warm_up=2)
+        >>> [float(elbo.differentiable_loss(model, guide)) for _ in range(4)]  # four steps
+        [-0.0, 1.0, 2.0, 2.0]
     """
 
     def __init__(self, elbo: ELBO, beta: float = 1.0, warm_up: int = 0) -> None:
         super().__init__(elbo)
         self.beta = _check_nats("beta", beta)
         self.warm_up = _check_steps(warm_up)
+
+    @property
+    def unbiased(self) -> bool:
+        """As the wrapped estimator is."""
+        return self.elbo.unbiased
 
     @property
     def target(self) -> str:
@@ -124,8 +136,13 @@ class FreeBits(_Wrapper):
         ValueError: for a threshold that is negative or not finite, and around ``Beta`` or ``TraceCUBO``.
 
     Example:
-        >>> import pyro_lvm as lvm
-        >>> elbo = lvm.elbo.FreeBits(lvm.elbo.TraceIWAE_ELBO(5), nats=0.5)
+        >>> import pyro, pyro.distributions as dist, pyro_lvm as lvm
+        >>> def model():
+        ...     pyro.sample("z", dist.Normal(0.0, 1.0))
+        >>> def guide():
+        ...     pyro.sample("z", dist.Normal(1.0, 1.0))
+        >>> lvm.elbo.FreeBits(lvm.elbo.TraceMeanField_ELBO(), nats=2.0).loss(model, guide)  # for a divergence of 0.5
+        2.0
     """
 
     def __init__(self, elbo: ELBO, nats: float) -> None:
@@ -150,6 +167,11 @@ class FreeBits(_Wrapper):
                 f"FreeBits needs reparametrised draws where there is more than one latent, and {structure.score[0]!r} "
                 "has none"
             )
+
+    @property
+    def unbiased(self) -> bool:
+        """As the wrapped estimator is."""
+        return self.elbo.unbiased
 
     @property
     def target(self) -> str:

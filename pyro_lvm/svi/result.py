@@ -47,9 +47,10 @@ class SVIResult(Result):
         state = "levelled off" if self.converged else "still falling: more steps would help"
         if self.num_steps < FEWEST:
             state = "too few steps to tell whether it has levelled off"
+        unit = "" if "chi-square" in self.target else " nats"
         lines = [
             f"{self.num_steps:,} steps in {self.seconds:.1f} s with {self._guide_name()}",
-            f"{self.target} {-tail.mean():.2f} nats (mean of the last {len(tail)} steps), {state}",
+            f"{self.target} {-tail.mean():.2f}{unit} (mean of the last {len(tail)} steps), {state}",
         ]
         width = max(map(len, self.params), default=0)
         for name, value in self.params.items():
