@@ -71,20 +71,23 @@ print(f"IWAE less VAE, both with K=50: {beyond.mean():.2f} +- {error(beyond):.2f
 #
 # Left: the gains, with two standard errors. Right: mean images of the same 49 draws from the prior.
 
-figure, axes = plt.subplots(1, 3, figsize=(12, 4.2), layout="constrained", width_ratios=(1.3, 1, 1))
-figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1)
-for name, marker in (("VAE", "s"), ("IWAE", "o")):
+figure = plt.figure(figsize=(12, 4), layout="constrained")
+figure.get_layout_engine().set(w_pad=0.15, h_pad=0.08)
+left, right = figure.subfigures(1, 2, width_ratios=(1, 1.85))
+ax = left.subplots()
+for name, marker, color in (("VAE", "s", lvm.plots.COLORS[0]), ("IWAE", "o", lvm.plots.COLORS[1])):
     mean = [gains[name][K].mean() for K in numbers]
     bars = [2 * error(gains[name][K]) for K in numbers]
-    axes[0].errorbar(numbers, mean, bars, marker=marker, capsize=4, label=f"{name}, K particles")
-axes[0].set(
-    xscale="log", xticks=numbers, xticklabels=numbers, xlabel="K", ylabel="gain in held-out log p(x), nats per digit"
-)
-axes[0].minorticks_off()
-axes[0].legend()
+    ax.errorbar(numbers, mean, bars, marker=marker, color=color, capsize=4, linewidth=1.8, label=f"{name}, K particles")
+ax.set(xscale="log", xticks=numbers, xticklabels=numbers, xlabel="K")
+ax.set_ylabel("gain in held-out log p(x), nats per digit")
+ax.minorticks_off()
+ax.spines[["top", "right"]].set_visible(False)
+ax.grid(color="#E4E4E4")
+ax.legend(frameon=False)
 
 z = torch.randn(49, 20, generator=torch.Generator().manual_seed(0))
-for ax, (name, K) in zip(axes[1:], (("VAE", 1), ("IWAE", 50)), strict=True):
+for ax, (name, K) in zip(right.subplots(1, 2), (("VAE", 1), ("IWAE", 50)), strict=True):
     with torch.no_grad():
         lvm.plots.images(fits[name][K][0].decode(z).sigmoid(), (8, 8), ax=ax)
     ax.set_title(f"{name}, K={K}")
