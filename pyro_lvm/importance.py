@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -124,7 +125,7 @@ def log_weights(
         yield drawn["outside"], drawn.get("rows")
 
 
-def log_mean_exp(log_weights: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+def log_mean_and_error(log_weights: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """log of the mean of exp over the first dimension, and its standard error by the delta method.
 
     Args:
@@ -180,7 +181,10 @@ def evidence(program: Program, values: Values, args: tuple[Any, ...], num_draws:
         if reason:
             raise ValueError(f"{reason}: use proposal='prior', or another guide")
     parts = log_weights(program, values, args, num_draws, proposal)
-    separate = set(sites.latent) == set(sites.local_latent) and not sites.shared_enumerated
+    first = next(parts)
+    parts = itertools.chain([first], parts)
+    outside_is_still = torch.allclose(first[0], first[0][0], equal_nan=True)  # or it depends on latents of the rows
+    separate = outside_is_still and set(sites.latent) == set(sites.local_latent) and not sites.shared_enumerated
     by_cell = separate and not (proposal == "guide" and program.couples_rows)
     size = max(1, num_draws // _BOUND_GROUPS)
     totals, bounds, outside = [], [], torch.zeros(())
@@ -204,7 +208,7 @@ def evidence(program: Program, values: Values, args: tuple[Any, ...], num_draws:
             else:
                 yield totals[-1]
 
-    value, error = log_mean_exp(cells())
+    value, error = log_mean_and_error(cells())
     spread = torch.stack(bounds)
     bound_error = spread.std() / math.sqrt(len(spread)) if len(spread) > 1 else torch.tensor(torch.nan)
     return Evidence(
@@ -262,5 +266,5 @@ def score(program: Program, values: Values, args: tuple[Any, ...], num_draws: in
         raise ValueError(f"{reason}, so that the rows' latents cannot be integrated out: use another guide")
     exact = len(points(program.guide, trace, sites.latent)) == len(sites.latent)
     shares = (rows for _, rows in log_weights(program, values, args, 1 if exact else num_draws) if rows is not None)
-    value, error = log_mean_exp(shares)
+    value, error = log_mean_and_error(shares)
     return Estimate(value, torch.zeros_like(error) if exact else error)

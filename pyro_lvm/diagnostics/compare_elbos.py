@@ -15,7 +15,7 @@ from pyro_lvm import randomness
 from pyro_lvm.checks import check_count, check_seed
 from pyro_lvm.data import Data
 from pyro_lvm.diagnostics.elbo_comparison import Compared, ELBOComparison, Training
-from pyro_lvm.diagnostics.gradients import costs, draw_gradients
+from pyro_lvm.diagnostics.gradients import costs, draw_gradients, parameters_of_sites
 from pyro_lvm.diagnostics.reference_gradients import Reference, reference
 from pyro_lvm.elbo.bounds import TraceIWAE_ELBO, TraceRenyi_ELBO, TraceVIMCO_ELBO
 from pyro_lvm.elbo.estimator import Estimator
@@ -117,9 +117,10 @@ def compare_elbos(
             if not objectives:
                 raise ValueError(f"no estimator has a right form for this model and guide: {refused}")
             references: dict[str, Reference] = {}
+            sites = parameters_of_sites(first, values)
             spent = costs(objectives, values, first.program.data.args)
             for name, objective in objectives.items():
-                compared[name] = _compare(objective, values, num_repeats, references, spent[name])
+                compared[name] = _compare(objective, values, num_repeats, references, sites, spent[name])
             chosen = objectives if train else {}
             training = {name: _train(first, elbos[name], data, values, num_steps, optim, seed) for name in chosen}
     return ELBOComparison(compared, refused, training)
@@ -156,6 +157,7 @@ def _compare(
     values: dict[str, Tensor],
     num_repeats: int,
     references: dict[str, Reference],
+    sites: dict[str, list[str]],
     spent: tuple[float, int | None],
 ) -> Compared:
     args, target = objective.program.data.args, objective.target
@@ -166,19 +168,28 @@ def _compare(
     gradients = draws.flat()
     error = gradients.var(0) / num_repeats + expected.error.square()
     squares = (gradients - gradients.mean(0)).square().sum(1)
-    size = gradients.norm(dim=1).mean() + draws.losses.abs().mean()
-    rounding = 10 * torch.finfo(draws.losses.dtype).eps * size.item()
+    difference = (gradients.mean(0) - expected.gradient).square()
+    rounding = 10 * torch.finfo(draws.losses.dtype).eps * (gradients.norm(dim=1).mean() + draws.losses.abs().mean())
+    where = draws.places()
+    biases = {
+        name: (difference[place].sum().sqrt().item(), (error[place].sum().sqrt() + rounding).item())
+        for name, place in where.items()
+    }
     return Compared(
         target=target,
         unbiased=objective.elbo.unbiased if isinstance(objective.elbo, Estimator) else True,
         value=-draws.losses.mean().item(),
         standard_error=draws.losses.std().item() / math.sqrt(num_repeats),
-        bias=(gradients.mean(0) - expected.gradient).norm().item(),
-        bias_error=error.sum().sqrt().item() + rounding,
+        bias=difference.sum().sqrt().item(),
+        bias_error=(error.sum().sqrt() + rounding).item(),
+        biases=biases,
         reference=expected.source,
         sd=_spread(gradients)[1],
         signal_to_noise=_spread(gradients)[2],
-        parameters={name: _spread(draws.flat(name)) for name in draws.gradients},
+        parameters={name: _spread(gradients[:, place]) for name, place in where.items()},
+        sites={
+            site: _spread(torch.cat([gradients[:, where[name]] for name in names], 1)) for site, names in sites.items()
+        },
         variance_error=(squares.std() / squares.mean()).item() / math.sqrt(num_repeats) if squares.any() else 0.0,
         seconds=spent[0],
         bytes=spent[1],

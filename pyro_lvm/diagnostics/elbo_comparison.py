@@ -29,7 +29,9 @@ class Compared:
         sd: The gradient's standard deviation: the root of the sum of its components' variances.
         signal_to_noise: The length of the mean gradient over ``sd``; it cannot be told from 0 below
             ``1 / sqrt(num_repeats)``.
+        biases: ``bias`` and ``bias_error`` of each parameter by name.
         parameters: For each parameter by name, its gradient's length, standard deviation and signal-to-noise.
+        sites: The same for each sample site of guide and model, of all parameters on which it depends directly.
         variance_error: The relative standard error of the variance.
         seconds: Of one loss and its gradient.
         bytes: That autograd keeps for it; None where that cannot be told.
@@ -44,7 +46,9 @@ class Compared:
     reference: str
     sd: float
     signal_to_noise: float
+    biases: dict[str, tuple[float, float]]
     parameters: dict[str, tuple[float, float, float]]
+    sites: dict[str, tuple[float, float, float]]
     variance_error: float
     seconds: float
     bytes: int | None
@@ -110,8 +114,8 @@ class ELBOComparison(Mapping[str, Compared]):
         return own / least
 
     def biased(self, name: str) -> bool:
-        """Whether the mean gradient is further from the reference than noise explains: by three times its length."""
-        return self[name].bias > 3 * self[name].bias_error
+        """Whether the mean gradient of a parameter is further from the reference than noise explains, by four times."""
+        return any(bias > 4 * error for bias, error in self[name].biases.values())
 
     def _best(self, target: str) -> str:
         rivals = [name for name, c in self.items() if c.target == target]
@@ -157,7 +161,7 @@ class ELBOComparison(Mapping[str, Compared]):
 
         rows = {
             name: {
-                **{key: value for key, value in vars(c).items() if key != "parameters"},
+                **{key: value for key, value in vars(c).items() if not isinstance(value, dict)},
                 "variance_time": c.variance_time,
                 "relative": self.relative(name),
                 "as_good": self.as_good(name),
@@ -173,12 +177,18 @@ class ELBOComparison(Mapping[str, Compared]):
         Returns:
             A pandas ``DataFrame``.
         """
-        import pandas
+        return _spreads(
+            {(name, p): spread for name, c in self.items() for p, spread in c.parameters.items()}, "parameter"
+        )
 
-        rows = {(name, p): spread for name, c in self.items() for p, spread in c.parameters.items()}
-        table = pandas.DataFrame.from_dict(rows, orient="index", columns=["length", "sd", "signal_to_noise"])
-        table.index = pandas.MultiIndex.from_tuples(table.index, names=["estimator", "parameter"])
-        return table
+    def sites_dataframe(self) -> Any:
+        """A table with a row for each estimator and sample site: the same of all parameters that the site depends on.
+
+        Returns:
+            A pandas ``DataFrame``.
+        """
+        rows = {(name, site): spread for name, c in self.items() for site, spread in c.sites.items()}
+        return _spreads(rows, "site")
 
     def training_dataframe(self) -> Any:
         """A table of the fits: a row for each estimator and measurement, with steps, seconds and the ELBO in nats.
@@ -266,3 +276,11 @@ class ELBOComparison(Mapping[str, Compared]):
             table += f"<tr><td>{name}</td><td>{target}</td>{cells}</tr>"
         notes, words = ("<br>".join(map(html.escape, part)) for part in (self._notes, self.recommendation.splitlines()))
         return f"<table>{table}</table><p>{words}</p><p><small>{notes}</small></p>"
+
+
+def _spreads(rows: dict[tuple[str, str], tuple[float, float, float]], what: str) -> Any:
+    import pandas
+
+    table = pandas.DataFrame.from_dict(rows, orient="index", columns=["length", "sd", "signal_to_noise"])
+    table.index = pandas.MultiIndex.from_tuples(table.index, names=["estimator", what])
+    return table

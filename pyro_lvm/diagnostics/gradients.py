@@ -8,9 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_lvm.params import Values
+from pyro_lvm import randomness
+from pyro_lvm.elbo.detach import DetachSamples, detached
+from pyro_lvm.elbo.terms import unscaled_log_prob
+from pyro_lvm.params import Values, leaves
+from pyro_lvm.sites import sample_sites
 from pyro_lvm.svi.objective import Objective
 from pyro_lvm.vectorize import repeat
 
@@ -27,10 +33,17 @@ class GradientDraws:
     losses: Tensor
     gradients: dict[str, Tensor]
 
-    def flat(self, name: str | None = None) -> Tensor:
-        """The gradients of one parameter, or of all of them side by side: ``[R, P]``."""
-        chosen = self.gradients.values() if name is None else [self.gradients[name]]
-        return torch.cat([g.reshape(len(g), -1).double() for g in chosen], 1)
+    def flat(self) -> Tensor:
+        """The gradients of all parameters side by side, ``[R, P]``."""
+        return torch.cat([g.reshape(len(g), -1).double() for g in self.gradients.values()], 1)
+
+    def places(self) -> dict[str, slice]:
+        """Where each parameter stands in :meth:`flat`."""
+        found, start = {}, 0
+        for name, g in self.gradients.items():
+            found[name] = slice(start, start + g[0].numel())
+            start = found[name].stop
+        return found
 
 
 def draw_gradients(objective: Objective, values: Values, args: tuple[Any, ...], num_draws: int) -> GradientDraws:
@@ -106,3 +119,31 @@ def _kept_bytes(loss: Tensor) -> int:
                     sizes[storage.data_ptr()] = storage.nbytes()
         todo += [parent for parent, _ in node.next_functions]
     return sum(sizes.values())
+
+
+def parameters_of_sites(objective: Objective, values: Values) -> dict[str, list[str]]:
+    """For each sample site of guide and model, the parameters on which it depends directly, by name.
+
+    Sites that depend on none are left out, and so are sites of the model with the name of one of the guide.
+    """
+    program = objective.program
+    leaf_values = {name: v.detach().requires_grad_() for name, v in values.items()}
+
+    def sites() -> dict[str, Any]:
+        with DetachSamples():
+            drawn = poutine.trace(program.guide).get_trace(*program.data.args, **program.model_kwargs)
+        held = detached(drawn, sample_sites(drawn).keys())
+        model = poutine.trace(poutine.replay(program.model, trace=held))
+        plain = model.get_trace(*program.data.args, **program.model_kwargs)
+        return sample_sites(prune_subsample_sites(plain)) | sample_sites(prune_subsample_sites(drawn))
+
+    names = {id(v): name for name, v in leaf_values.items()}
+    found = {}
+    with randomness.seeded(0):
+        for site, node in program.call(leaf_values, sites).items():
+            parts = [node["value"], unscaled_log_prob(node)]
+            total = sum(part.sum() for part in parts if isinstance(part, Tensor) and part.requires_grad)
+            used = [names[i] for i in leaves(total) if i in names] if isinstance(total, Tensor) else []
+            if used:
+                found[site] = [name for name in leaf_values if name in used]
+    return found

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_lvm import randomness
 from pyro_lvm.diagnostics.gradients import draw_gradients
-from pyro_lvm.elbo.bounds import Bound
+from pyro_lvm.elbo.bounds import ParticleBound
 from pyro_lvm.elbo.estimator import Estimator
 from pyro_lvm.elbo.inclusive import TraceWakePhi
 from pyro_lvm.elbo.linear import Trace_ELBO
@@ -51,7 +51,7 @@ def reference(objective: Objective, values: Values, args: tuple[Any, ...], num_d
         num_draws: Draws to average where there is no exact answer.
     """
     elbo = objective.elbo
-    if isinstance(elbo, Trace_ELBO | Bound) and not isinstance(elbo, TraceWakePhi):
+    if isinstance(elbo, Trace_ELBO | ParticleBound) and not isinstance(elbo, TraceWakePhi):
         exact = _by_enumeration(objective, elbo, values, args)
         if exact is not None:
             return exact
@@ -73,7 +73,8 @@ def _by_enumeration(objective: Objective, elbo: Estimator, values: Values, args:
     """Exact, by summing over all tuples of particles, where all latents are discrete and take few values."""
     program, structure = objective.program, objective.structure
     latents = structure.local | structure.shared
-    if set(structure.score) != latents or not latents or (structure.separate and structure.shared):
+    nested = structure.separate and bool(structure.shared)
+    if set(structure.score) != latents or not latents or nested or structure.draws_subsamples:
         return None
     leaves = {name: v.detach().requires_grad_() for name, v in values.items()}
     with torch.no_grad():
@@ -104,7 +105,7 @@ def _by_enumeration(objective: Objective, elbo: Estimator, values: Values, args:
     tuples = torch.cartesian_prod(*[torch.arange(num)] * num_particles).reshape(-1, num_particles).T  # [K, T]
     num_cells = log_p.shape[1]
     cells = Cells(*(part[tuples].reshape(num_particles, -1) for part in (log_p, log_q, score, log_p)), *found[0][4:])
-    bound = elbo.bound(cells) if isinstance(elbo, Bound) else cells.log_weights[0]
+    bound = elbo.bound(cells) if isinstance(elbo, ParticleBound) else cells.log_weights[0]
     expected = (score[tuples].sum(0).exp() * bound.reshape(-1, num_cells)).sum(0)
     loss = -(found[0].shared + (found[0].counts * expected).sum())
     return _exact(loss, leaves, "exact, by enumeration")
@@ -129,15 +130,15 @@ def _assignments(site: Any, row_dim: int | None) -> tuple[Tensor, int, Callable[
 
 
 _DIMENSIONS = 1_000
-_TOLERANCE = 1e-5
+_ROUNDING = 1e-6
 
 
 def _by_cubature(objective: Objective, values: Values, args: tuple[Any, ...]) -> Reference | None:
     """Exact where the log-weight is quadratic in the guide's standard normal draws: in linear Gaussian models.
 
     The mean of a quadratic under a standard normal of d dimensions is its mean over 2 d points on the axes, at a
-    distance of the root of d, and over the same points turned. Of other functions the two differ, as do values along a
-    line from those of a parabola.
+    distance of the root of d. So it is over the same points turned, and over nearer ones with the origin. Of other
+    functions the three differ, as do values along a line from those of a parabola.
     """
     if objective.structure.score:
         return None
@@ -158,21 +159,23 @@ def _by_cubature(objective: Objective, values: Values, args: tuple[Any, ...]) ->
     along = repeat(loss_at, 15, (torch.randn(3, 1, dimension) * _STEPS).reshape(15, dimension)).reshape(3, 5).double()
     powers = _STEPS.double() ** torch.arange(3)
     residual = along.T - powers @ torch.linalg.lstsq(powers, along.T).solution
-    rounding = _TOLERANCE * along.abs().max()
+    rounding = _ROUNDING * along.abs().max()
     if not residual.abs().max() <= 1e-4 * (along.max() - along.min()) + rounding:
         return None
     axes = math.sqrt(dimension) * torch.cat([torch.eye(dimension), -torch.eye(dimension)])
     turn = torch.linalg.qr(torch.randn(dimension, dimension)).Q
+    points = torch.cat([axes, axes @ turn, axes / 2, torch.zeros(1, dimension)])
     try:
-        gradients = repeat(gradient_at, 4 * dimension, torch.cat([axes, axes @ turn]))
+        gradients = repeat(gradient_at, len(points), points)
     except RuntimeError:  # what torch.func does not take, such as batch norm that counts its calls
         return None
     flat = torch.cat([g.reshape(len(g), -1).double() for g in gradients.values()], 1)
-    means = flat.reshape(2, 2 * dimension, -1).mean(1)
-    error = (means[0] - means[1]).abs()
-    if not error.norm() <= _TOLERANCE * flat.norm(dim=1).mean() + rounding:
+    far, turned, near = flat[:-1].reshape(3, 2 * dimension, -1).mean(1)
+    rules = torch.stack([far, turned, 4 * near - 3 * flat[-1]])  # the last for points at half the distance, and 0
+    error = rules.max(0).values - rules.min(0).values
+    if not (error <= 1e-4 * flat.square().mean(0).sqrt() + rounding).all():
         return None
-    return Reference(means.mean(0), error, "exact, for a linear Gaussian model")
+    return Reference(rules[0], error, "exact, for a linear Gaussian model")
 
 
 _STEPS = torch.tensor([-4.0, -2.0, 0.0, 2.0, 4.0]).reshape(5, 1)

@@ -9,20 +9,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pyro_lvm.elbo.estimator import Estimator, log_mean_exp, refuse_common_parameters, value_with_gradient_of
-from pyro_lvm.elbo.particles import Cells, Path, Run, draw
+from pyro_lvm.elbo.estimator import Estimator, log_mean_exp, refuse_unless_along_draws, value_with_gradient_of
+from pyro_lvm.elbo.particles import Cells, Run, draw
 from pyro_lvm.elbo.structure import Structure
 
 
-class Bound(Estimator):
+class ParticleBound(Estimator):
     """A bound of each cell from the log-weights of its K particles.
 
     Where every latent belongs to a row, each row is a cell, and minibatches are unbiased. Where rows share some latents
     g and have others of their own, it is ``E_q(g) [log p(g) / q(g) + sum_i bound_i(g)]``, from one draw of g. Where all
     latents are shared, or rows depend on each other, all rows are one cell, and minibatches are refused.
     """
-
-    path: Path = "total"
 
     def check_minibatches(self, structure: Structure) -> None:
         """Refuse them where all rows are one cell.
@@ -67,7 +65,7 @@ class Bound(Estimator):
         return torch.zeros_like(log_weights)
 
 
-class TraceIWAE_ELBO(Bound):
+class TraceIWAE_ELBO(ParticleBound):
     r"""The importance-weighted bound (Burda et al. 2016).
 
     .. math:: \log \frac1K \sum_k w_k, \qquad w_k = \frac{p(x, z_k)}{q(z_k)}
@@ -114,7 +112,7 @@ class TraceIWAE_ELBO(Bound):
         """
         super().check(structure)
         if self.path != "total":
-            refuse_common_parameters(structure, f"TraceIWAE_ELBO(gradient={self.path!r})")
+            refuse_unless_along_draws(structure, f"TraceIWAE_ELBO(gradient={self.path!r})", twice=self.path == "dreg")
         if self.path == "dreg" and structure.score:
             raise ValueError(
                 f"gradient='dreg' needs reparametrised draws, and {structure.score[0]!r} has none: use TraceVIMCO_ELBO"
@@ -134,7 +132,7 @@ class TraceIWAE_ELBO(Bound):
         """Doubly reparametrised where it can be."""
         if structure.score and self.num_particles > 1:
             return TraceVIMCO_ELBO(self.num_particles, plate=self.plate)
-        doubly = not structure.score and not structure.common_parameter
+        doubly = not structure.score and not structure.why_not_along_draws(twice=True)
         return TraceIWAE_ELBO(self.num_particles, "dreg" if doubly else "total", plate=self.plate)
 
     def bound(self, cells: Cells) -> Tensor:
@@ -192,7 +190,7 @@ class TraceVIMCO_ELBO(TraceIWAE_ELBO):
         return log_mean_exp(torch.where(own, of_others.unsqueeze(0), log_weights.unsqueeze(1)))
 
 
-class TraceRenyi_ELBO(Bound):
+class TraceRenyi_ELBO(ParticleBound):
     r"""The K-sample estimate of the variational Rényi bound (Li & Turner 2016, equation 6).
 
     .. math:: \frac1{1 - \alpha} \log \frac1K \sum_k w_k^{1 - \alpha}

@@ -9,10 +9,10 @@ from typing import Any
 
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+from torch import Tensor
 
 from pyro_lvm.guides import is_delta
+from pyro_lvm.params import Place
 from pyro_lvm.sites import Site, sample_sites
 from pyro_lvm.statements import calling_pyro_module
 
@@ -25,12 +25,15 @@ class DetachSamples(Messenger):
             msg["value"] = msg["value"].detach()
 
 
-def detached(trace: poutine.Trace, names: Collection[str]) -> poutine.Trace:
-    """A copy of a trace to replay, in which the named values are constants."""
+def detached(trace: poutine.Trace, names: Collection[str] = ()) -> poutine.Trace:
+    """A copy of a trace to replay, in which the named values are constants.
+
+    All values are new tensors, so that no transform takes what it has kept of an earlier run for an answer.
+    """
     copy = trace.copy()
     for name, site in sample_sites(trace).items():
-        if name in names:
-            copy.nodes[name] = {**site, "value": site["value"].detach()}
+        value = site["value"]
+        copy.nodes[name] = {**site, "value": value.detach() if name in names else value.view_as(value)}
     return copy
 
 
@@ -43,23 +46,12 @@ def without_points(trace: poutine.Trace) -> poutine.Trace:
     return copy
 
 
-Place = tuple[dict[str, Any], str]
-
-
-def parameter_places(modules: Iterable[nn.Module]) -> list[Place]:
-    """Where the modules hold their parameters."""
-    parts = dict.fromkeys(part for module in modules for part in module.modules())
-    return [
-        (p._parameters, name) for p in parts for name, v in p._parameters.items() if v is not None and not is_lazy(v)
-    ]
-
-
 @contextmanager
 def detached_parameters(places: Iterable[Place]) -> Iterator[None]:
     """Programs see their parameters as constants inside.
 
     Args:
-        places: From :func:`parameter_places`; ``pyro.param`` statements are found as they run.
+        places: Where modules hold theirs; ``pyro.param`` statements are found as they run.
     """
     before = [(tensors, name, tensors[name]) for tensors, name in places]
     with warnings.catch_warnings(), _DetachStatements():
@@ -71,6 +63,19 @@ def detached_parameters(places: Iterable[Place]) -> Iterator[None]:
         finally:
             for tensors, name, value in before:
                 tensors[name] = value
+
+
+@contextmanager
+def copied_buffers(places: Iterable[Place]) -> Iterator[None]:
+    """A second run on the same draws counts for nothing in the buffers of modules, such as the means of batch norm."""
+    before = [(tensors, name, tensors[name]) for tensors, name in places]
+    try:
+        for tensors, name, value in before:
+            tensors[name] = value.clone()
+        yield
+    finally:
+        for tensors, name, value in before:
+            tensors[name] = value
 
 
 class _DetachStatements(Messenger):

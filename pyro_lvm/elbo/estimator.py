@@ -13,9 +13,12 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_lvm import randomness
 from pyro_lvm.checks import check_count
-from pyro_lvm.elbo.particles import Run
-from pyro_lvm.elbo.structure import Structure, look
+from pyro_lvm.elbo.look import look
+from pyro_lvm.elbo.particles import Path, Run, draw
+from pyro_lvm.elbo.structure import Structure
+from pyro_lvm.modules import unchanged_buffers
 from pyro_lvm.sites import RowPlate
 
 
@@ -31,6 +34,8 @@ class Estimator(ELBO):
     Raises:
         ValueError: for a number of particles that is no positive integer.
     """
+
+    path: Path = "total"
 
     def __init__(self, num_particles: int = 1, *, plate: str | None = None) -> None:
         super().__init__(num_particles=check_count("num_particles", num_particles), vectorize_particles=True)
@@ -60,6 +65,8 @@ class Estimator(ELBO):
             )
         structure = look(model, guide, args, kwargs, row_plate, self.plate)
         self.check(structure)
+        if self.path in ("stl", "dreg"):
+            _try_path(self.path, Run(structure, model, guide, args, kwargs))
         return structure
 
     def check(self, structure: Structure) -> None:
@@ -125,7 +132,7 @@ class Estimator(ELBO):
     def _estimate(
         self, model: Callable, guide: Callable, args: Sequence[Any], kwargs: dict[str, Any], step: int | None = None
     ) -> Tensor:
-        if self._seen is None or self._seen[0] is not model or self._seen[1] is not guide:
+        if self._seen is None or self._seen[:2] != (model, guide):
             self._seen = (model, guide, self.look(model, guide, args, kwargs))
         return self.estimate(Run(self._seen[2], model, guide, args, kwargs, step))
 
@@ -155,14 +162,33 @@ def log_mean_exp(x: Tensor) -> Tensor:
     return x.logsumexp(0) - math.log(len(x))
 
 
-def refuse_common_parameters(structure: Structure, name: str) -> None:
-    """Refuse a parameter that model and guide both use.
+def _try_path(path: Path, run: Run) -> None:
+    """Refuse guides with a transform that can only be run forwards, as its density at given draws asks for more.
 
     Raises:
-        ValueError: that names it.
+        ValueError: that says so.
     """
-    if structure.common_parameter:
+    state = randomness.get_state()
+    try:
+        with torch.no_grad(), unchanged_buffers(run.model, run.guide):
+            draw(run, 1, path)
+    except (KeyError, NotImplementedError) as error:
         raise ValueError(
-            f"{name} takes the parameters of the guide as constants in log q, and {structure.common_parameter!r} "
-            "belongs to the model too, whose gradient it would lose: use an estimator of the total gradient"
+            "a gradient along the draws alone needs log q at given draws, and a transform of the guide has no inverse: "
+            f"{error}"
+        ) from error
+    finally:
+        randomness.set_state(state)
+
+
+def refuse_unless_along_draws(structure: Structure, name: str, twice: bool = False) -> None:
+    """Refuse models and guides whose gradient cannot follow the draws alone.
+
+    Raises:
+        ValueError: that says why.
+    """
+    reason = structure.why_not_along_draws(twice)
+    if reason:
+        raise ValueError(
+            f"{name} holds the parameters in log q fixed: {reason}. Use an estimator of the total gradient"
         )

@@ -7,13 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_lvm.elbo.bounds import Bound
-from pyro_lvm.elbo.estimator import Estimator, log_mean_exp, refuse_common_parameters, value_with_gradient_of
+from pyro_lvm.elbo.bounds import ParticleBound
+from pyro_lvm.elbo.estimator import Estimator, log_mean_exp, value_with_gradient_of
 from pyro_lvm.elbo.particles import Cells, Run, draw
 from pyro_lvm.elbo.structure import Structure
 
 
-class _Inclusive(Bound):
+class _Inclusive(ParticleBound):
     """Weighs all latents of a cell together."""
 
     def check(self, structure: Structure) -> None:
@@ -67,6 +67,16 @@ class TraceCUBO(_Inclusive):
         if isinstance(shift, bool) or not isinstance(shift, int | float) or not math.isfinite(shift):
             raise ValueError(f"shift must be a finite number of nats; got {shift!r}")
         self.shift = shift
+
+    def check(self, structure: Structure) -> None:
+        """Refuse what has no right form.
+
+        Raises:
+            ValueError: that says why.
+        """
+        super().check(structure)
+        if structure.separate and structure.outside:
+            raise ValueError(f"TraceCUBO has a loss for each row, and {structure.outside[0]!r} lies outside all rows")
 
     def check_start(self, run: Run) -> None:
         """Refuse to start where no weight can be squared: loss and gradient would be 0 or infinite.
@@ -139,7 +149,11 @@ class TraceWakePhi(_Inclusive):
             ValueError: that says why.
         """
         super().check(structure)
-        refuse_common_parameters(structure, "TraceWakePhi")
+        if structure.common_parameter:
+            raise ValueError(
+                "TraceWakePhi moves model and guide by different losses, and the parameter "
+                f"{structure.common_parameter!r} belongs to both"
+            )
 
     @property
     def target(self) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pyro_lvm.elbo.estimator import Estimator, refuse_common_parameters, value_with_gradient_of
+from pyro_lvm.elbo.estimator import Estimator, refuse_unless_along_draws, value_with_gradient_of
 from pyro_lvm.elbo.particles import Path, Run, draw
 from pyro_lvm.elbo.structure import Structure
 from pyro_lvm.elbo.terms import Term, by_row, sum_to
@@ -37,7 +37,6 @@ class Trace_ELBO(Estimator):
         True
     """
 
-    path: Path = "total"
     closed_form = False
     leave_one_out = False
 
@@ -47,8 +46,8 @@ class Trace_ELBO(Estimator):
         return "ELBO"
 
     def reference(self, structure: Structure) -> Estimator:
-        """Draws alone, unless model and guide share parameters."""
-        kind = Trace_ELBO if structure.common_parameter else TraceSTL_ELBO
+        """Along the draws alone, where that can be."""
+        kind = Trace_ELBO if structure.why_not_along_draws() else TraceSTL_ELBO
         return kind(self.num_particles, plate=self.plate)
 
     def estimate(self, run: Run) -> Tensor:
@@ -80,8 +79,8 @@ class TraceMeanField_ELBO(Trace_ELBO):
 
     .. math:: \frac1K \sum_k \log p(x \mid z_k) - \mathrm{KL}(q(z) \| p(z))
 
-    A guide by name draws on the real line, where torch knows no divergence from the prior: there this is ``Trace_ELBO``.
-    Latents without reparametrised draws, and enumerated sites, are a ``ValueError``.
+    A guide by name draws on the real line, where torch knows no divergence from the prior: there this is
+    ``Trace_ELBO``. Latents without reparametrised draws, and enumerated sites, are a ``ValueError``.
 
     Args:
         num_particles: K.
@@ -145,12 +144,12 @@ class TraceSTL_ELBO(Trace_ELBO):
     path: Path = "stl"
 
     def check(self, structure: Structure) -> None:
-        """Refuse parameters that model and guide share.
+        """Refuse what has no right form.
 
         Raises:
-            ValueError: that names one.
+            ValueError: that says why.
         """
-        refuse_common_parameters(structure, "TraceSTL_ELBO")
+        refuse_unless_along_draws(structure, "TraceSTL_ELBO")
 
 
 class TraceScore_ELBO(Trace_ELBO):

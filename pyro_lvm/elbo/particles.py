@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_lvm.elbo.contraction import enumerate_model, log_density
-from pyro_lvm.elbo.detach import DetachSamples, detached, detached_parameters, without_points
+from pyro_lvm.elbo.detach import DetachSamples, copied_buffers, detached, detached_parameters, without_points
+from pyro_lvm.elbo.look import takes_random_part
 from pyro_lvm.elbo.scales import Scales, Weigh
-from pyro_lvm.elbo.structure import Structure, refuse_tied_rows, takes_random_part
+from pyro_lvm.elbo.structure import Structure, refuse_tied_rows
 from pyro_lvm.elbo.terms import Term, by_row, equal_numbers, masked, over_plates, unscaled_log_prob
 from pyro_lvm.guides import is_delta
 from pyro_lvm.sites import Site, sample_sites
@@ -106,7 +107,7 @@ class Particles:
         Raises:
             ValueError: for a minibatch of a model whose rows cannot be told apart.
         """
-        scales, zero = self.scales, torch.zeros(())
+        scales, zero = self.scales, self.log_p[0].value.new_zeros(())
         parts = [by_row(terms, self.structure.rows) for terms in (self.log_p, self.log_q, self.score, self.held)]
         if self.structure.separate:
             (shared_p, _), (shared_q, _), (shared_score, _), (shared_held, _) = parts
@@ -226,13 +227,13 @@ def _run_programs(run: Run, path: Path, given: poutine.Trace) -> _Traces:
     trace = _draw_guide(run, path, given)
     drawn = sample_sites(prune_subsample_sites(trace))
     if path == "stl":
-        with detached_parameters(structure.places):
-            q = guide(trace)
+        with copied_buffers(structure.buffers), detached_parameters(structure.parameters):
+            q = guide(detached(trace))
         return _Traces(drawn, q, model(trace), None)
     if path == "dreg":  # for the rows' draws, what they share are parameters
         values = detached(trace, shared)
-        with detached_parameters(structure.places):
-            q, p = guide(values), model(values)
+        with copied_buffers(structure.buffers), detached_parameters(structure.parameters):
+            q, p = guide(values), model(detached(values))
         return _Traces(drawn, q | {name: drawn[name] for name in shared}, p, model(detached(trace, own)))
     return _Traces(drawn, drawn, model(trace), None)
 

@@ -88,7 +88,8 @@ def by_row(terms: Iterable[Term], rows: Collection[str]) -> tuple[Tensor, Tensor
         terms: To be summed.
         rows: The names of the plate of the rows.
     """
-    outside, inside = torch.zeros(()), None
+    terms = list(terms)
+    outside, inside = terms[0].value.new_zeros(()) if terms else torch.zeros(()), None
     for term in terms:
         row = tuple(plate for plate in term.plates if plate in rows)
         share = sum_to(term, row)

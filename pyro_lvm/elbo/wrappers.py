@@ -28,15 +28,20 @@ class _Wrapper(Estimator):
                 f"or TraceEnum_ELBO; got {elbo!r}"
             )
         super().__init__(inner.num_particles, plate=inner.plate)
-        self.elbo = inner
+        self.elbo, self.path = inner, inner.path
 
     def check(self, structure: Structure) -> None:
-        """As the wrapped estimator does.
+        """As the wrapped estimator does, and refuse latents whose divergence cannot be told.
 
         Raises:
-            ValueError: if that has no right form.
+            ValueError: if there is no right form.
         """
         self.elbo.check(structure)
+        if structure.entangled:
+            raise ValueError(
+                f"the prior of {structure.entangled[0]!r} depends on an enumerated site and is summed out with it: it "
+                f"has no divergence of its own for {type(self).__name__}"
+            )
 
     def check_minibatches(self, structure: Structure) -> None:
         """As the wrapped estimator does.

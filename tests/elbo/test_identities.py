@@ -386,7 +386,7 @@ PARTIAL = [
 
 @pytest.mark.parametrize("make, name", PARTIAL)
 def test_partial_gradients_refuse_a_statement_that_model_and_guide_share(make, name):
-    with pytest.raises(ValueError, match="'common' belongs to the model too") as error:
+    with pytest.raises(ValueError, match=r"'common' belongs to (both|the model too)") as error:
         lvm.Objective(sharing_model, sharing_guide, make()).init(X)
     assert str(error.value).startswith(name)
 
@@ -394,7 +394,7 @@ def test_partial_gradients_refuse_a_statement_that_model_and_guide_share(make, n
 @pytest.mark.parametrize("make, name", PARTIAL)
 def test_partial_gradients_refuse_a_module_that_model_and_guide_share(make, name):
     module = SharedModule()
-    with pytest.raises(ValueError, match=r"'linear\.(weight|bias)' belongs to the model too") as error:
+    with pytest.raises(ValueError, match=r"'linear\.(weight|bias)' belongs to (both|the model too)") as error:
         lvm.Objective(module.model, module.guide, make()).init(X)
     assert str(error.value).startswith(name)
 

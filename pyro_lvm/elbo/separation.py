@@ -1,0 +1,84 @@
+"""Whether rows are independent of each other, given the latents that they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_lvm.elbo.terms import Term, by_row, frames
+from pyro_lvm.guides import is_delta
+from pyro_lvm.sites import Site, sample_sites
+
+
+def drawn_jointly(latent: dict[str, Site], local: Collection[str]) -> bool:
+    """Whether the guide draws the rows' latents in one piece, outside the rows, as AutoMultivariateNormal does."""
+    drawn_inside = any(not is_delta(latent[name]) for name in local)
+    outside = [site for name, site in latent.items() if name not in local]
+    return bool(local) and not drawn_inside and any(s["infer"].get("is_auxiliary") and not is_delta(s) for s in outside)
+
+
+def rows_are_separate(
+    values: poutine.Trace,
+    terms: list[Term],
+    log_p: Callable[[poutine.Trace], list[Term]],
+    run_guide: Callable[[poutine.Trace], poutine.Trace],
+    rows: frozenset[str],
+    local: Collection[str],
+    latent: dict[str, Site],
+) -> bool:
+    """Whether latents of a row move nothing but the density of that row, as far as trying shows.
+
+    The latents of all rows are moved, which must leave alone what lies outside the rows, and then those of the first
+    row, which must leave alone the other rows.
+
+    Args:
+        values: All latents.
+        terms: Of the model, at these values.
+        log_p: Gives its terms at other values.
+        run_guide: Draws latents, given some.
+        rows: The names of the plate of the rows.
+        local: The latents inside it.
+        latent: The guide's sites.
+    """
+    outside, of_rows = by_row(terms, rows)
+    if of_rows is None:
+        return False
+    if not local:
+        return not latent  # nothing is drawn: rows have their exact evidence
+    others = values.copy()
+    for name in local:
+        others.remove_node(name)
+    redrawn = sample_sites(run_guide(others))
+    everywhere, first = values.copy(), values.copy()
+    for name in local:
+        site = sample_sites(values)[name]
+        moved = _moved(site, redrawn[name]["value"])
+        dim = next(f.dim for f in frames(site) if f.name in rows) - site["fn"].event_dim
+        one = site["value"].detach().clone()
+        one.narrow(dim, 0, 1).copy_(moved.narrow(dim, 0, 1))
+        everywhere.nodes[name] = {**site, "value": moved}
+        first.nodes[name] = {**site, "value": one}
+    outside_moved, _ = by_row(log_p(everywhere), rows)
+    _, rows_moved = by_row(log_p(first), rows)
+    assert rows_moved is not None
+    return _equal(outside, outside_moved) and _equal(of_rows[1:], rows_moved[1:])
+
+
+def _moved(site: Site, redrawn: Tensor) -> Tensor:
+    """Another value of a site: the next place of its support, where that is finite, or another draw."""
+    value = site["value"].detach()
+    if not site["fn"].has_enumerate_support:
+        return redrawn.detach()
+    support = site["fn"].enumerate_support(expand=False)
+    event = list(range(-site["fn"].event_dim, 0))
+    same = (support == value).all(event) if event else support == value
+    following = (same.to(torch.uint8).argmax(0) + 1) % len(support)
+    places = support.reshape(len(support), *site["fn"].event_shape)
+    return places[following].to(value.dtype)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return bool(torch.allclose(a, b, equal_nan=True))
