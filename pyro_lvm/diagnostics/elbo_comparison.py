@@ -117,38 +117,41 @@ class ELBOComparison(Mapping[str, Compared]):
         """Whether the mean gradient of a parameter is further from the reference than noise explains, by four times."""
         return any(bias > 4 * error for bias, error in self[name].biases.values())
 
+    def _rivals(self, target: str) -> list[str]:
+        """The estimators of a target that come into question: unbiased, by construction if there are such ones."""
+        names = [name for name, c in self.items() if c.target == target]
+        names = [name for name in names if self[name].unbiased] or names
+        return [name for name in names if not self.biased(name)] or names
+
     def _best(self, target: str) -> str:
-        rivals = [name for name, c in self.items() if c.target == target]
-        unbiased = [name for name in rivals if self[name].unbiased and not self.biased(name)]
-        return min(unbiased or rivals, key=lambda name: (self[name].variance_time, self[name].seconds))
+        return min(self._rivals(target), key=lambda name: (self[name].variance_time, self[name].seconds))
 
     def as_good(self, name: str) -> bool:
         """Whether variance times time is that of the best up to twice the errors of both, and a tenth for the clock."""
         best = self[self._best(self[name].target)]
         error = math.hypot(self[name].variance_error, best.variance_error)
-        return self[name].unbiased and not self.biased(name) and self.relative(name) <= 1.1 + 2 * error
+        return name in self._rivals(best.target) and self.relative(name) <= 1.1 + 2 * error
 
     @property
     def recommendation(self) -> str:
         """Which estimators of each target to use, in words."""
         lines = []
         for target in dict.fromkeys(c.target for c in self.values()):
-            rivals = [name for name, c in self.items() if c.target == target]
-            biased = [name for name in rivals if self.biased(name) or not self[name].unbiased]
-            good = sorted((name for name in rivals if self.as_good(name)), key=self.relative)
-            others = sorted((name for name in rivals if name not in (*good, *biased)), key=self.relative)
-            if not good:
-                lines.append(f"For {target} there is nothing unbiased: {', '.join(biased)}.")
-                continue
+            rivals = sorted(self._rivals(target), key=self.relative)
+            good = [name for name in rivals if self.as_good(name)]
             words = f"For {target} use {' or '.join(good)}"
             if len(good) > 1:
                 words += ", which are as good as each other"
+            others = ", ".join(f"{name} {self.relative(name):.3g} times" for name in rivals if name not in good)
             if others:
-                takes = ", ".join(f"{name} {self.relative(name):.3g} times" for name in others)
-                words += f"; the same precision of the gradient takes {takes} as long"
-            lines.append(
-                words + "." + "".join(f" {name} is biased{' here' if self[name].unbiased else ''}." for name in biased)
-            )
+                words += f"; the same precision of the gradient takes {others} as long"
+            words += "."
+            for name in (name for name, c in self.items() if c.target == target):
+                if not self[name].unbiased:
+                    words += f" {name} is biased" + (", visibly here." if self.biased(name) else ".")
+                elif self.biased(name):
+                    words += f" {name} is biased here."
+            lines.append(words)
         return "\n".join(lines)
 
     def to_dataframe(self) -> Any:

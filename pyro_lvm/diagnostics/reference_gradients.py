@@ -32,7 +32,7 @@ class Reference:
 
     Attributes:
         gradient: All parameters side by side, ``[P]``.
-        error: Its standard error, ``[P]``; rounding alone where it is exact.
+        error: Its standard error, ``[P]``; 0 where it is exact up to rounding.
         source: How it was found.
     """
 
@@ -62,7 +62,8 @@ def reference(objective: Objective, values: Values, args: tuple[Any, ...], num_d
     best = objective.with_elbo(elbo.reference(objective.structure)) if isinstance(elbo, Estimator) else objective
     draws = draw_gradients(best, values, args, num_draws).flat()
     error = draws.std(0) / math.sqrt(num_draws)
-    return Reference(draws.mean(0), error, f"mean of {num_draws:,} gradients of {best.elbo!r}")
+    name = repr(best.elbo) if isinstance(best.elbo, Estimator) else type(best.elbo).__name__
+    return Reference(draws.mean(0), error, f"mean of {num_draws:,} gradients of {name}")
 
 
 _CONFIGURATIONS = 256
@@ -175,7 +176,7 @@ def _by_cubature(objective: Objective, values: Values, args: tuple[Any, ...]) ->
     error = rules.max(0).values - rules.min(0).values
     if not (error <= 1e-4 * flat.square().mean(0).sqrt() + rounding).all():
         return None
-    return Reference(rules[0], error, "exact, for a linear Gaussian model")
+    return Reference(rules[0], torch.zeros_like(error), "exact, for a linear Gaussian model")
 
 
 _STEPS = torch.tensor([-4.0, -2.0, 0.0, 2.0, 4.0]).reshape(5, 1)

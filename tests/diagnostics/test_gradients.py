@@ -132,7 +132,7 @@ def test_a_reparametrised_gradient_has_the_variance_of_its_formula():
 
     num, m, s = 20_000, 0.7, math.exp(-0.4)
     draws = draw_gradients(*prepared(elbo.Trace_ELBO(), model, guide, ()), num)
-    loc, log_scale = draws.flat("loc")[:, 0], draws.flat("log_scale")[:, 0]
+    loc, log_scale = draws.flat().T
     assert abs(loc.mean() - m) < 4 * loc.std() / math.sqrt(num)
     assert abs(log_scale.mean() - (s**2 - 1)) < 4 * log_scale.std() / math.sqrt(num)
     for draw, mean, variance in ((loc, m, s**2), (log_scale, s**2 - 1, m**2 * s**2 + 2 * s**4)):
@@ -148,14 +148,13 @@ def test_gradients_have_the_names_and_shapes_of_the_parameters(estimator):
     assert {name: g.shape for name, g in draws.gradients.items()} == {n: (6, *v.shape) for n, v in values.items()}
     assert draws.flat().shape == (6, 6)
     assert draws.flat().dtype == torch.float64
-    assert draws.flat("loc").shape == (6, 3)
-    assert draws.flat("log_scale").shape == (6, 1)
+    assert draws.places() == {"loc": slice(0, 3), "log_scale": slice(3, 4), "shift": slice(4, 6)}
 
 
 def test_gradients_lie_side_by_side():
     draws = GradientDraws(torch.zeros(2), {"a": torch.arange(8.0).reshape(2, 2, 2), "b": torch.tensor([10.0, 20.0])})
     assert draws.flat().tolist() == [[0, 1, 2, 3, 10], [4, 5, 6, 7, 20]]
-    assert draws.flat("b").tolist() == [[10], [20]]
+    assert draws.flat()[:, draws.places()["b"]].tolist() == [[10], [20]]
 
 
 @pytest.mark.parametrize("estimator", [elbo.Trace_ELBO(2), TraceGraph_ELBO()])
@@ -286,3 +285,18 @@ def test_the_bytes_of_a_model_are_counted_by_hand():
     tensors = kept / (4 * size)
     # z itself, whose square is taken in log p, and z - loc in log q; no more than some copies of these
     assert 2 <= tensors <= 6
+
+
+def test_sites_know_the_parameters_on_which_they_depend_directly():
+    def program():
+        slope = pyro.param("slope", torch.tensor(2.0))
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(slope * z, 1.0), obs=torch.tensor(1.0))
+
+    def proposal():
+        u = pyro.sample("u", dist.Normal(pyro.param("a", torch.tensor(0.0)), 1.0), infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Normal(u, pyro.param("b", torch.tensor(1.0))))
+
+    objective = lvm.Objective(program, proposal)
+    params = objective.init()
+    assert parameters_of_sites(objective, params) == {"x": ["slope"], "u": ["a"], "z": ["b"]}

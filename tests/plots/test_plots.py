@@ -228,13 +228,12 @@ def test_intervals_refuses(draws, options, message, ax):
         plots.intervals(draws, **options, ax=ax)
 
 
-# bars
+# dots
 
 
-def test_bars_stand_from_top_to_bottom_with_their_numbers(ax):
-    assert plots.bars({"first": 2.0, "second": 0.5, "third": 12_345.0}, "nats", ax=ax) is ax
-    assert [bar.get_width() for bar in ax.patches] == [2.0, 0.5, 12_345.0]
-    assert [bar.get_y() + bar.get_height() / 2 for bar in ax.patches] == pytest.approx([0, 1, 2])
+def test_dots_stand_from_top_to_bottom_with_their_numbers(ax):
+    assert plots.dots({"first": 2.0, "second": 0.5, "third": 12_345.0}, "nats", log=False, ax=ax) is ax
+    assert [tuple(line.get_xydata()[0]) for line in ax.lines] == [(2.0, 0), (0.5, 1), (12_345.0, 2)]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["first", "second", "third"]
     assert ax.yaxis_inverted()
     assert [text.get_text() for text in ax.texts] == ["2", "0.5", "12,300"]
@@ -242,22 +241,21 @@ def test_bars_stand_from_top_to_bottom_with_their_numbers(ax):
     assert ax.get_xscale() == "linear"
 
 
-def test_a_bar_keeps_its_colour_where_others_have_none(ax):
-    plots.bars({"a": math.nan, "b": 0.0, "c": -1.0, "d": math.inf, "e": 3.0}, "", log=True, ax=ax)
-    assert [bar.get_width() for bar in ax.patches] == [3.0]
-    assert ax.patches[0].get_facecolor()[:3] == to_rgb(plots.COLORS[4])
+def test_a_dot_keeps_its_colour_where_others_have_none(ax):
+    plots.dots({"a": math.nan, "b": 0.0, "c": -1.0, "d": math.inf, "e": 3.0}, "", ax=ax)
+    assert [tuple(line.get_xydata()[0]) for line in ax.lines] == [(3.0, 4)]
+    assert to_rgb(ax.lines[0].get_color()) == to_rgb(plots.COLORS[4])
     assert [label.get_text() for label in ax.get_yticklabels()] == list("abcde")
-    assert ax.patches[0].get_y() + ax.patches[0].get_height() / 2 == pytest.approx(4)
 
 
-def test_bars_below_zero_are_shown_on_a_linear_axis(ax):
-    plots.bars({"a": -2.0, "b": 0.0, "c": math.nan}, "", ax=ax)
-    assert [bar.get_width() for bar in ax.patches] == [-2.0, 0.0]
+def test_dots_below_zero_are_shown_on_a_linear_axis(ax):
+    plots.dots({"a": -2.0, "b": 0.0, "c": math.nan}, "", log=False, ax=ax)
+    assert [line.get_xdata()[0] for line in ax.lines] == [-2.0, 0.0]
     assert [text.get_text() for text in ax.texts] == ["-2", "0"]
 
 
-def test_a_logarithmic_axis_holds_every_bar_and_its_number(ax):
-    plots.bars({"a": 1e-3, "b": 1e4}, "", log=True, ax=ax)
+def test_a_logarithmic_axis_holds_every_dot_and_its_number(ax):
+    plots.dots({"a": 1e-3, "b": 1e4}, "", ax=ax)
     low, high = ax.get_xlim()
     assert ax.get_xscale() == "log"
     assert low < 1e-3
@@ -265,15 +263,28 @@ def test_a_logarithmic_axis_holds_every_bar_and_its_number(ax):
 
 
 @pytest.mark.parametrize("log", [False, True])
-def test_bars_of_nothing_finite_are_an_empty_picture(ax, log):
-    plots.bars({"a": math.nan, "b": math.inf}, "", log=log, ax=ax)
-    assert not ax.patches
+def test_dots_of_nothing_finite_are_an_empty_picture(ax, log):
+    plots.dots({"a": math.nan, "b": math.inf}, "", log=log, ax=ax)
+    assert not ax.lines
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
 
 
-def test_bars_refuses_no_values(ax):
-    with pytest.raises(ValueError, match="values: expected at least one, got none"):
-        plots.bars({}, "", ax=ax)
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({}, ValueError, "values: expected at least one, got none"),
+        ([1.0], TypeError, "values: expected a dict of numbers by name, got list"),
+        ({"a": "b"}, TypeError, "values\\['a'\\]: expected a number, got 'b'"),
+    ],
+)
+def test_wrong_dots_are_explained(ax, values, error, message):
+    with pytest.raises(error, match=message):
+        plots.dots(values, "", ax=ax)
+
+
+def test_curves_that_are_no_pairs_are_explained(ax):
+    with pytest.raises(TypeError, match=r"points\['a'\]: expected places and values"):
+        plots.curves({"a": [1, 2, 3]}, "", "", ax=ax)
 
 
 # curves
@@ -319,7 +330,7 @@ def test_curves_refuses(points, message, ax):
         lambda ax=None: plots.latent_map(np.eye(2), ax=ax),
         lambda ax=None: plots.images(np.eye(4), (2, 2), ax=ax),
         lambda ax=None: plots.intervals({"fit": np.eye(2)}, ax=ax),
-        lambda ax=None: plots.bars({"one": 1.0, "two": 10.0}, "nats", log=True, ax=ax),
+        lambda ax=None: plots.dots({"one": 1.0, "two": 10.0}, "nats", ax=ax),
         lambda ax=None: plots.curves({"one": ([1, 2], [3.0, 4.0])}, "steps", "nats", log=True, ax=ax),
     ],
 )
