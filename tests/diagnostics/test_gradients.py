@@ -10,7 +10,7 @@ from pyro.infer import RenyiELBO, TraceGraph_ELBO
 
 import pyro_lvm as lvm
 from pyro_lvm import elbo
-from pyro_lvm.diagnostics.gradients import GradientDraws, _kept_bytes, costs, draw_gradients
+from pyro_lvm.diagnostics.gradients import GradientDraws, _kept_bytes, costs, draw_gradients, parameters_of_sites
 
 X = torch.tensor([0.5, -1.0, 2.0])
 
