@@ -222,7 +222,13 @@ def _run_programs(run: Run, path: Path, given: poutine.Trace) -> _Traces:
 
     def guide(values: poutine.Trace) -> dict[str, Site]:
         trace = poutine.trace(poutine.replay(run.guide, trace=without_points(values)))
-        return sample_sites(prune_subsample_sites(trace.get_trace(*run.args, **run.kwargs)))
+        return weigh(sample_sites(prune_subsample_sites(trace.get_trace(*run.args, **run.kwargs))))
+
+    def weigh(sites: dict[str, Site]) -> dict[str, Site]:
+        """Take log-densities now: transforms that are modules look at their parameters only then."""
+        for site in sites.values():
+            site["unscaled_log_prob"] = unscaled_log_prob(site)
+        return sites
 
     trace = _draw_guide(run, path, given)
     drawn = sample_sites(prune_subsample_sites(trace))
@@ -234,6 +240,7 @@ def _run_programs(run: Run, path: Path, given: poutine.Trace) -> _Traces:
         values = detached(trace, shared)
         with copied_buffers(structure.buffers), detached_parameters(structure.parameters):
             q, p = guide(values), model(detached(values))
+            weigh(sample_sites(p))
         return _Traces(drawn, q | {name: drawn[name] for name in shared}, p, model(detached(trace, own)))
     return _Traces(drawn, drawn, model(trace), None)
 
