@@ -68,6 +68,8 @@ def _look(
         return poutine.trace(poutine.replay(guide, trace=values)).get_trace(*args, **kwargs)
 
     drawn = run_guide(poutine.Trace())
+    for site in sample_sites(prune_subsample_sites(drawn)).values():
+        site["unscaled_log_prob"] = unscaled_log_prob(site)  # before a later run: some transforms keep only the last
     plain = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
     nesting = plate_nesting(plain, drawn)
     q, p = (sample_sites(prune_subsample_sites(trace)) for trace in (drawn, plain))

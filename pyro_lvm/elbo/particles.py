@@ -108,7 +108,10 @@ class Particles:
             ValueError: for a minibatch of a model whose rows cannot be told apart.
         """
         scales, zero = self.scales, self.log_p[0].value.new_zeros(())
-        parts = [by_row(terms, self.structure.rows) for terms in (self.log_p, self.log_q, self.score, self.held)]
+        parts = [
+            by_row(terms, self.structure.rows) if terms else (zero, None)
+            for terms in (self.log_p, self.log_q, self.score, self.held)
+        ]
         if self.structure.separate:
             (shared_p, _), (shared_q, _), (shared_score, _), (shared_held, _) = parts
             if self.held:  # the other log_p takes the shared latents for constants

@@ -351,3 +351,18 @@ def test_a_model_with_a_flow_keeps_the_mean_of_the_gradient_of_the_bound():
     dreg, total = lvm.elbo.TraceIWAE_ELBO(5, "dreg"), lvm.elbo.TraceIWAE_ELBO(5)
     x = torch.stack([X, X.flip(0)], 1)
     assert_same_mean(FlowOfRows(), lambda: guide, dreg, total, 4_000, x)
+
+
+@along_draws
+def test_a_transform_without_an_inverse_is_refused(estimator):
+    with pytest.raises(ValueError, match="no inverse"):
+        lvm.Objective(two_latents, Flow(lambda: transforms.planar(2)), estimator()).init(X)
+
+
+def test_the_total_gradient_takes_a_transform_without_an_inverse():
+    guide = Flow(lambda: transforms.planar(2))
+    objective = lvm.Objective(two_latents, guide, lvm.elbo.Trace_ELBO())
+    params = objective.init(X)
+    objective(params, X).backward()
+    assert all(p.grad is not None for p in params.values())
+    assert math.isfinite(lvm.elbo.Trace_ELBO().loss(two_latents, guide, X))

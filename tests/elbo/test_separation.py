@@ -63,6 +63,20 @@ def cumulated(x):
         pyro.sample("x", dist.Normal(z.cumsum(0), 1.0), obs=x)
 
 
+def cumulated_from_the_end(x):
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z.flip(0).cumsum(0).flip(0), 1.0), obs=x)
+
+
+def one_row_and_the_next(x):
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        weights = torch.eye(len(x))
+        weights[2, 1] = 1.0
+        pyro.sample("x", dist.Normal(weights @ z, 1.0), obs=x)
+
+
 def next_row(x):
     with pyro.plate("rows", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -139,6 +153,8 @@ SEPARATE = {
 TOGETHER = {
     "an observation of the sum": (observed_sum, guide),
     "sums over rows": (cumulated, guide),
+    "sums from the end": (cumulated_from_the_end, guide),
+    "two rows of all": (one_row_and_the_next, guide),
     "the row before": (next_row, guide),
     "a prior by the mean": (prior_of_the_mean, guide_of_two),
     "an observation of a rare count": (rare, rare_guide),
