@@ -764,3 +764,55 @@ def test_given_normals_touch_no_random_state():
         dist.Normal(0.0, 1.0).rsample((5,))
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.equal(dist.Normal(0.0, 1.0).rsample((5,)), torch.zeros(5))
+
+
+def test_a_nonlinearity_that_starts_at_zero_is_none_of_a_linear_gaussian_model():
+    """The log-weight is quadratic there, but its derivative in the nonlinearity is not."""
+
+    def bent(x):
+        t = pyro.param("t", torch.tensor(0.0))
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z + t * z**3, 1.0), obs=x)
+
+    def proposal(x):
+        pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.5)), 1.0))
+
+    objective = lvm.Objective(bent, proposal)
+    params = objective.init(torch.tensor(2.0))
+    found = reference(objective, params, (torch.tensor(2.0),), 4_000)
+    assert not found.source.startswith("exact")
+    third, fourth = 0.5**3 + 3 * 0.5, 0.5**4 + 6 * 0.5**2 + 3  # moments of N(1/2, 1)
+    of_t = list(params).index("t")
+    assert abs(found.gradient[of_t] - (fourth - 2 * third)) < 4 * found.error[of_t]  # E[-(x - z) z^3]
+
+
+def test_a_steep_quadratic_does_not_hide_what_is_none():
+    def steep():
+        with pyro.plate("two", 2):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("a", dist.Normal(z[0], 1e-3), obs=torch.tensor(0.3))
+        pyro.sample("b", dist.Bernoulli(logits=30 * (z[1] - 1.2)), obs=torch.tensor(1.0))
+
+    def proposal():
+        with pyro.plate("two", 2):
+            pyro.sample("z", dist.Normal(pyro.param("m", torch.zeros(2)), 1.0))
+
+    objective = lvm.Objective(steep, proposal)
+    found = reference(objective, objective.init(), (), 100)
+    assert not found.source.startswith("exact")
+
+
+def test_plates_that_draw_their_part_are_not_enumerated():
+    def parts(x):
+        with pyro.plate("rows", 4, subsample_size=2) as index:
+            z = pyro.sample("z", dist.Bernoulli(0.4))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[index])
+
+    def proposal(x):
+        probs = pyro.param("probs", torch.full((4,), 0.5), constraint=dist.constraints.unit_interval)
+        with pyro.plate("rows", 4, subsample_size=2) as index:
+            pyro.sample("z", dist.Bernoulli(probs[index]))
+
+    x = torch.tensor([0.0, 5.0, -5.0, 10.0])
+    objective = lvm.Objective(parts, proposal, elbo.TraceScore_ELBO(2))
+    assert not reference(objective, objective.init(x), (x,), 100).source.startswith("exact")

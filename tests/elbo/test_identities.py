@@ -403,3 +403,22 @@ def test_partial_gradients_refuse_a_module_that_model_and_guide_share(make, name
 def test_partial_gradients_take_parameters_that_either_has_to_itself(make, name):
     objective, params = ready("normal", make())
     assert set(evaluate(objective, params, 0)) == {*params, "value"}
+
+
+def test_what_lies_outside_the_rows_keeps_its_gradient_in_the_wake_phase():
+    def apart(x):
+        loc = pyro.param("outside", torch.tensor(0.5))
+        pyro.sample("t", dist.Normal(loc, 1.0), obs=torch.tensor(2.0))
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def proposal(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("slope", torch.tensor(0.3)) * x, 1.0))
+
+    x = torch.tensor([0.5, -1.0, 2.0])
+    objective = lvm.Objective(apart, proposal, TraceWakePhi(5))
+    params = objective.init(x)
+    objective(params, x).backward()
+    assert params["outside"].grad.item() == pytest.approx(0.5 - 2.0)
