@@ -36,6 +36,7 @@ class Estimator(ELBO):
     """
 
     path: Path = "total"
+    has_cells = True
 
     def __init__(self, num_particles: int = 1, *, plate: str | None = None) -> None:
         super().__init__(num_particles=check_count("num_particles", num_particles), vectorize_particles=True)
@@ -63,7 +64,7 @@ class Estimator(ELBO):
                 f"the estimator names the plate {self.plate!r}, and the rows of the data are those of "
                 f"{row_plate.name!r}: name the plate in the call that takes the data, as in fit(plate={self.plate!r})"
             )
-        structure = look(model, guide, args, kwargs, row_plate, self.plate)
+        structure = look(model, guide, args, kwargs, row_plate, self.plate, self.has_cells)
         self.check(structure)
         if self.path in ("stl", "dreg"):
             _try_path(self.path, Run(structure, model, guide, args, kwargs))

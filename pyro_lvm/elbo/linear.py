@@ -37,6 +37,7 @@ class Trace_ELBO(Estimator):
         True
     """
 
+    has_cells = False
     closed_form = False
     leave_one_out = False
 

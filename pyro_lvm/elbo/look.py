@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from pyro_lvm import randomness
 from pyro_lvm.elbo.contraction import check_scales, enumerate_model, log_density
-from pyro_lvm.elbo.detach import DetachSamples, detached
+from pyro_lvm.elbo.detach import DetachSamples, detached, without_points
 from pyro_lvm.elbo.separation import drawn_jointly, rows_are_separate
 from pyro_lvm.elbo.structure import Structure
 from pyro_lvm.elbo.terms import Term, frames, unscaled_log_prob
@@ -33,6 +33,7 @@ def look(
     kwargs: dict[str, Any],
     row_plate: RowPlate | None = None,
     plate: str | None = None,
+    tell_apart: bool = True,
 ) -> Structure:
     """Run a model and a guide a few times, and leave no trace of it.
 
@@ -44,6 +45,7 @@ def look(
         row_plate: The plate of the rows, where it is known.
         plate: Its name, where it must be named. If neither is given, it is a plate that takes part of its elements,
             or else the outermost of those around the most observed sites.
+        tell_apart: Whether to find out if rows are separate; no, if not.
 
     Raises:
         ValueError: if no plate has the given name, or the guide misses latents of the model or enumerates sites.
@@ -51,7 +53,7 @@ def look(
     state = randomness.get_state()
     try:
         with unchanged_buffers(model, guide), torch.enable_grad():
-            return _look(model, guide, args, kwargs, row_plate, plate)
+            return _look(model, guide, args, kwargs, row_plate, plate, tell_apart)
     finally:
         randomness.set_state(state)
 
@@ -63,6 +65,7 @@ def _look(
     kwargs: dict[str, Any],
     row_plate: RowPlate | None,
     plate: str | None,
+    tell_apart: bool,
 ) -> Structure:
     def run_guide(values: poutine.Trace) -> poutine.Trace:
         return poutine.trace(poutine.replay(guide, trace=values)).get_trace(*args, **kwargs)
@@ -101,13 +104,14 @@ def _look(
     own_terms = {term.site for term in terms}
     modules = [module for program in (model, guide) for _, module in reachable_modules(program)]
     separate = (
-        bool(rows)
+        tell_apart
+        and bool(rows)
         and not tied_by
         and not drawn_jointly(latent, local)
         and rows_are_separate(held, terms, log_p, run_guide, rows, local, latent)
     )
     with DetachSamples():
-        points = sample_sites(run_guide(poutine.Trace()))
+        points = sample_sites(run_guide(without_points(held)))
     return Structure(
         max_plate_nesting=nesting,
         row_plate=row_plate,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 
+import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -55,15 +57,26 @@ def rows_are_separate(
     redrawn = sample_sites(run_guide(others))
     sites = {name: site for name, site in sample_sites(values).items() if name in local}
 
-    def log_p_moved(which: Tensor) -> tuple[Tensor, Tensor | None]:
+    def log_p_moved(which: Tensor, nudge: bool) -> tuple[Tensor, Tensor | None]:
         trace = values.copy()
         for name, site in sites.items():
             dim = next(f.dim for f in frames(site) if f.name in rows) - site["fn"].event_dim
             chosen = which.to(site["value"].device).reshape(-1, *[1] * (-dim - 1))
-            moved = torch.where(chosen, _moved(site, redrawn[name]["value"]), site["value"].detach())
+            other = redrawn[name]["value"].detach()
+            moved = torch.where(chosen, _nudged(site, other) if nudge else other, site["value"].detach())
             trace.nodes[name] = {**site, "value": moved}
         return by_row(log_p(trace), rows)
 
+    with pyro.validation_enabled(False):  # a nudged value may be outside the support of what depends on it
+        try:
+            return _stand_apart(outside, of_rows, partial(log_p_moved, nudge=True))
+        except (RuntimeError, ValueError, IndexError):  # nor need the model take it
+            return _stand_apart(outside, of_rows, partial(log_p_moved, nudge=False))
+
+
+def _stand_apart(
+    outside: Tensor, of_rows: Tensor, log_p_moved: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+) -> bool:
     row = torch.arange(len(of_rows))
     if not _equal(outside, log_p_moved(row >= 0)[0]):
         return False
@@ -79,17 +92,22 @@ def rows_are_separate(
     return True
 
 
-def _moved(site: Site, redrawn: Tensor) -> Tensor:
-    """Another value of a site: the next place of its support, where that is finite, or another draw."""
-    value = site["value"].detach()
-    if not site["fn"].has_enumerate_support:
-        return redrawn.detach()
-    support = site["fn"].enumerate_support(expand=False)
-    event = list(range(-site["fn"].event_dim, 0))
-    same = (support == value).all(event) if event else support == value
-    following = (same.to(torch.uint8).argmax(0) + 1) % len(support)
-    places = support.reshape(len(support), *site["fn"].event_shape)
-    return places[following].to(value.dtype)
+def _nudged(site: Site, redrawn: Tensor) -> Tensor:
+    """Another draw of a site, and where that is what it was, the next place of a finite support."""
+    value, fn = site["value"].detach(), site["fn"]
+    if not fn.has_enumerate_support:
+        return redrawn
+    if fn.event_dim:
+        following = value.roll(1, -1)  # the next category
+    else:
+        try:
+            support = fn.enumerate_support(expand=False).reshape(-1)
+        except NotImplementedError:  # elements that differ in their supports
+            return redrawn
+        if not torch.equal(support, torch.arange(len(support)).to(support)):
+            return redrawn
+        following = (value + 1) % len(support)
+    return torch.where(redrawn == value, following, redrawn)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

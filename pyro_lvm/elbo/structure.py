@@ -23,7 +23,7 @@ class Structure:
         entangled: Latents whose prior depends on an enumerated site, so that they have no term of their own.
         outside: The model's sites outside the rows that are no latents.
         tied_by: An enumerated site outside the row plate, through which rows depend on each other; empty if none.
-        separate: Whether rows are independent of each other given the shared latents, and nothing else is drawn.
+        separate: Whether rows are independent of each other given the shared latents; False where nobody asked.
         score: The guide's sites that have no reparametrised draws.
         points: The guide's sites that are where its parameters say, and not where a draw says.
         guide_draws: Whether the guide draws random numbers besides its sites, as dropout does.
@@ -106,5 +106,6 @@ def refuse_tied_rows(structure: Structure) -> None:
     if structure.tied_by:
         raise ValueError(
             f"the enumerated site {structure.tied_by!r} lies outside the row plate, so that rows have no evidence of "
-            "their own to weight: take all rows, and repeat them instead of weighting them"
+            "their own to count more or less than once: take all rows in each step, and repeat rows instead of "
+            "weighting them"
         )
