@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_lvm import randomness
 from pyro_lvm.diagnostics.gradients import draw_gradients
-from pyro_lvm.elbo.bounds import ParticleBound
+from pyro_lvm.elbo.bounds import ParticleBound, TraceIWAE_ELBO
 from pyro_lvm.elbo.estimator import Estimator
 from pyro_lvm.elbo.inclusive import TraceWakePhi
 from pyro_lvm.elbo.linear import Trace_ELBO
@@ -72,7 +72,11 @@ _TUPLES = 10_000
 
 def _by_enumeration(objective: Objective, elbo: Estimator, values: Values, args: tuple[Any, ...]) -> Reference | None:
     """Exact, by summing over all tuples of particles, where all latents are discrete and take few values."""
-    program, structure = objective.program, objective.structure
+    program = objective.program
+    try:  # an ELBO does not ask whether rows are separate
+        structure = (objective if elbo.has_cells else objective.with_elbo(TraceIWAE_ELBO())).structure
+    except ValueError:
+        return None
     latents = structure.local | structure.shared
     nested = structure.separate and bool(structure.shared)
     if set(structure.score) != latents or not latents or nested or structure.draws_subsamples:
