@@ -24,7 +24,7 @@ from pyro_lvm.modules import unchanged, unchanged_if_it_fails
 from pyro_lvm.result import Result
 from pyro_lvm.svi.fit import fit
 from pyro_lvm.svi.initial import initial_values
-from pyro_lvm.svi.objective import Objective
+from pyro_lvm.svi.objective import Objective, check_elbo
 from pyro_lvm.svi.stopping import FitState
 
 
@@ -146,9 +146,7 @@ def _check_elbos(elbos: Any) -> dict[str, ELBO]:
     if not isinstance(elbos, Mapping) or not elbos or not all(isinstance(name, str) for name in elbos):
         raise TypeError(f"elbos must be a dict of estimators by name; got {elbos!r}")
     for name, elbo in elbos.items():
-        if not isinstance(elbo, ELBO):
-            hint = f"; write {elbo.__name__}()" if isinstance(elbo, type) else ""
-            raise TypeError(f"elbos[{name!r}] must be a pyro.infer.ELBO; got {elbo!r}{hint}")
+        check_elbo(elbo, f"elbos[{name!r}]")
     return dict(elbos)
 
 
@@ -171,6 +169,7 @@ def _compare(
     difference = (gradients.mean(0) - expected.gradient).square()
     rounding = 10 * torch.finfo(draws.losses.dtype).eps * (gradients.norm(dim=1).mean() + draws.losses.abs().mean())
     where = draws.places()
+    _, sd, signal_to_noise = _spread(gradients)
     biases = {
         name: (difference[place].sum().sqrt().item(), (error[place].sum().sqrt() + rounding).item())
         for name, place in where.items()
@@ -184,8 +183,8 @@ def _compare(
         bias_error=(error.sum().sqrt() + rounding).item(),
         biases=biases,
         reference=expected.source,
-        sd=_spread(gradients)[1],
-        signal_to_noise=_spread(gradients)[2],
+        sd=sd,
+        signal_to_noise=signal_to_noise,
         parameters={name: _spread(gradients[:, place]) for name, place in where.items()},
         sites={
             site: _spread(torch.cat([gradients[:, where[name]] for name in names], 1)) for site, names in sites.items()

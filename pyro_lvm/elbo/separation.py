@@ -51,27 +51,28 @@ def rows_are_separate(
         return False
     if not local:
         return not latent  # nothing is drawn: rows have their exact evidence
-    others = values.copy()
+    shared = values.copy()
     for name in local:
-        others.remove_node(name)
-    redrawn = sample_sites(run_guide(others))
+        shared.remove_node(name)
+    redrawn = sample_sites(run_guide(shared))
+    others = {name: redrawn[name]["value"].detach() for name in local}
     sites = {name: site for name, site in sample_sites(values).items() if name in local}
 
-    def log_p_moved(which: Tensor, nudge: bool) -> tuple[Tensor, Tensor | None]:
+    def log_p_moved(which: Tensor, elsewhere: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         trace = values.copy()
         for name, site in sites.items():
             dim = next(f.dim for f in frames(site) if f.name in rows) - site["fn"].event_dim
             chosen = which.to(site["value"].device).reshape(-1, *[1] * (-dim - 1))
-            other = redrawn[name]["value"].detach()
-            moved = torch.where(chosen, _nudged(site, other) if nudge else other, site["value"].detach())
+            moved = torch.where(chosen, elsewhere[name], site["value"].detach())
             trace.nodes[name] = {**site, "value": moved}
         return by_row(log_p(trace), rows)
 
     with pyro.validation_enabled(False):  # a nudged value may be outside the support of what depends on it
         try:
-            return _stand_apart(outside, of_rows, partial(log_p_moved, nudge=True))
+            nudged = {name: _nudged(site, others[name]) for name, site in sites.items()}
+            return _stand_apart(outside, of_rows, partial(log_p_moved, elsewhere=nudged))
         except (RuntimeError, ValueError, IndexError):  # nor need the model take it
-            return _stand_apart(outside, of_rows, partial(log_p_moved, nudge=False))
+            return _stand_apart(outside, of_rows, partial(log_p_moved, elsewhere=others))
 
 
 def _stand_apart(

@@ -30,6 +30,11 @@ class _Wrapper(Estimator):
         super().__init__(inner.num_particles, plate=inner.plate)
         self.elbo, self.path = inner, inner.path
 
+    @property
+    def unbiased(self) -> bool:
+        """As the wrapped estimator is."""
+        return self.elbo.unbiased
+
     def check(self, structure: Structure) -> None:
         """As the wrapped estimator does, and refuse latents whose divergence cannot be told.
 
@@ -93,11 +98,6 @@ class Beta(_Wrapper):
         super().__init__(elbo)
         self.beta = _check_nats("beta", beta)
         self.warm_up = _check_steps(warm_up)
-
-    @property
-    def unbiased(self) -> bool:
-        """As the wrapped estimator is."""
-        return self.elbo.unbiased
 
     @property
     def target(self) -> str:
@@ -172,11 +172,6 @@ class FreeBits(_Wrapper):
                 f"FreeBits needs reparametrised draws where there is more than one latent, and {structure.score[0]!r} "
                 "has none"
             )
-
-    @property
-    def unbiased(self) -> bool:
-        """As the wrapped estimator is."""
-        return self.elbo.unbiased
 
     @property
     def target(self) -> str:

@@ -79,9 +79,8 @@ class Objective:
         plate: str | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        if elbo is not None and not isinstance(elbo, ELBO):
-            hint = f"; write {elbo.__name__}()" if isinstance(elbo, type) else ""
-            raise TypeError(f"elbo must be a pyro.infer.ELBO; got {elbo!r}{hint}")
+        if elbo is not None:
+            check_elbo(elbo)
         if isinstance(elbo, JitTrace_ELBO | JitTraceEnum_ELBO | JitTraceMeanField_ELBO):
             raise ValueError(f"{type(elbo).__name__} reads Pyro's global parameters; pass its counterpart without Jit")
         if isinstance(elbo, TraceTailAdaptive_ELBO):
@@ -333,6 +332,17 @@ class Objective:
         if weight is not None and isinstance(self.elbo, Estimator):
             refuse_tied_rows(self.structure)
         return weight
+
+
+def check_elbo(elbo: Any, name: str = "elbo") -> None:
+    """Refuse what is no ELBO.
+
+    Raises:
+        TypeError: that says what was given under this name.
+    """
+    if not isinstance(elbo, ELBO):
+        hint = f"; write {elbo.__name__}()" if isinstance(elbo, type) else ""
+        raise TypeError(f"{name} must be a pyro.infer.ELBO; got {elbo!r}{hint}")
 
 
 def _declaring_a_parameter(fn: Callable) -> Callable:
