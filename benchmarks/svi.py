@@ -37,7 +37,7 @@ START_UP_STEPS = 5_000
 AUTO_STEPS = (100, 1_000, 10_000)
 AUTO_ROWS = ("a", "d", "h")
 TOLERANCE = 0.005  # of the ELBO, beside four standard errors: no run has quite converged
-WIDTH = 50
+WIDTH = 56
 
 
 def main():
@@ -71,10 +71,10 @@ def print_steps(options):
         print(f"{_title(key):<{WIDTH}}{cells}", flush=True)
     _print_reasons(reasons)
 
-    print(f"\n{'ELBO, last quarter of the steps':<{WIDTH}}" + "".join(f"{COLUMNS[c]:>13}" for c in options.columns))
+    print(f"\n{'ELBO, last quarter of the steps':<{WIDTH}}" + "".join(f"{COLUMNS[c]:>14}" for c in options.columns))
     for key, values in elbos.items():
         reference = next(iter(values.values()), None)
-        cells = "".join(f"{_elbo(values.get(c), reference):>13}" for c in options.columns)
+        cells = "".join(f"{_elbo(values.get(c), reference):>14}" for c in options.columns)
         print(f"{f'{_title(key)}; {ROWS[key].check_steps:,}':<{WIDTH}}{cells}")
     print(f"Beyond four standard errors and {TOLERANCE:.1%} of the row's first: " + ", ".join(_strays(elbos)))
 
@@ -174,7 +174,10 @@ def _ratio(value, reference):
 
 
 def _elbo(value, reference):
-    return "-" if value is None else f"{value[0]:,.2f}" + ("!" if _strays_from(value, reference) else "")
+    if value is None:
+        return "-"
+    digits = 2 if abs(value[0]) < 10_000 else 0
+    return _number(value[0], digits) + ("!" if _strays_from(value, reference) else " ")
 
 
 def _strays_from(value, reference):
