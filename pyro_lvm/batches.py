@@ -33,41 +33,99 @@ class Batches(ABC):
         """Continue where ``state_dict`` was taken."""
 
 
-class WholeData(Batches):
-    """Every batch is the whole data."""
+class HeldBatches(Batches):
+    """Batches of rows that are all in memory, so that a batch is a pure function of the data and of a few indices."""
 
     def __init__(self, data: Data, weight: Tensor | None) -> None:
-        self.batch: Batch = (data.args, weight)
+        self.data, self.weight = data, weight
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The data, and the weights of rows, by name."""
+        named = {str(i): a for i, a in enumerate(self.data.args) if isinstance(a, Tensor)}
+        return named if self.weight is None else named | {"weight": self.weight}
+
+    def indices(self, start: int, stop: int) -> dict[str, Tensor]:
+        """What tells the batches of these steps apart, each with a leading dimension of steps."""
+        return {}
+
+    def select(self, tensors: dict[str, Tensor], indices: dict[str, Tensor]) -> Batch:
+        """One step's batch as a pure function of ``tensors`` and the step's ``indices``."""
+        args = tuple(tensors.get(str(i), a) for i, a in enumerate(self.data.args))
+        return args, tensors.get("weight")
+
+
+class WholeData(HeldBatches):
+    """Every batch is the whole data."""
 
     def get(self, step: int) -> Batch:
         """The whole data, whatever the step."""
-        return self.batch
+        return self.data.args, self.weight
 
 
-class ShuffledRows(Batches):
+class ShuffledRows(HeldBatches):
     """Minibatches without replacement, newly shuffled each epoch; the last of an epoch may be short.
 
     The order of epoch e is a pure function of (seed, e), so that no state is carried.
     """
 
     def __init__(self, data: Data, weight: Tensor | None, batch_size: int, seed: int) -> None:
+        super().__init__(data, weight)
         assert data.num_rows is not None
-        self.data, self.weight, self.batch_size, self.seed = data, weight, batch_size, seed
-        self.num_rows = data.num_rows
+        self.num_rows, self.batch_size, self.seed = data.num_rows, batch_size, seed
         self.num_batches = -(-data.num_rows // batch_size)
         self.epoch = -1
 
     def get(self, step: int) -> Batch:
         """The batch of a step, counted from 0."""
         epoch, position = divmod(step, self.num_batches)
+        self._shuffle(epoch)
+        index = self.order[position * self.batch_size : (position + 1) * self.batch_size]
+        return self.data.take(index), None if self.weight is None else rows_of(self.weight, index)
+
+    def _shuffle(self, epoch: int) -> None:
         if epoch != self.epoch:
             generator = torch.Generator().manual_seed(
                 int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
             )
             self.order = torch.randperm(self.num_rows, generator=generator, device="cpu")
             self.epoch = epoch
-        index = self.order[position * self.batch_size : (position + 1) * self.batch_size]
-        return self.data.take(index), None if self.weight is None else rows_of(self.weight, index)
+
+    @property
+    def short(self) -> int:
+        """How many rows the last batch of an epoch has, if it is short; else 0."""
+        return self.num_rows % self.batch_size
+
+    def indices(self, start: int, stop: int) -> dict[str, Tensor]:
+        """The rows of each batch, and how many of them count: a short batch is filled up with rows that do not."""
+        rows = []
+        first = start
+        while first < stop:
+            epoch, position = divmod(first, self.num_batches)
+            self._shuffle(epoch)
+            filled = self.order.repeat(2)[: self.num_batches * self.batch_size].view(self.num_batches, -1)
+            rows.append(filled[position : position + stop - first])
+            first += len(rows[-1])
+        found = {"rows": torch.cat(rows)}
+        if self.short:
+            last = torch.arange(start, stop) % self.num_batches == self.num_batches - 1
+            found["count"] = torch.where(last, self.short, self.batch_size)
+        return found
+
+    def select(self, tensors: dict[str, Tensor], indices: dict[str, Tensor]) -> Batch:
+        """The rows of a batch; those that do not count weigh nothing, the others as much more."""
+        rows = indices["rows"]
+        args = tuple(
+            tensors[str(i)][rows] if has else tensors.get(str(i), a)
+            for i, (a, has) in enumerate(zip(self.data.args, self.data.has_rows, strict=True))
+        )
+        weight = tensors["weight"][rows] if "weight" in tensors else None
+        if not self.short:
+            return args, weight
+        dtype = torch.get_default_dtype() if weight is None else weight.dtype
+        counts = torch.arange(self.batch_size, device=rows.device) < indices["count"]
+        padded = counts.to(dtype) * (self.batch_size / indices["count"]).to(dtype)
+        return args, padded if weight is None else padded * weight
 
 
 class LoaderRows(Batches):

@@ -23,7 +23,8 @@ class Sealed:
 
 _LIBRARIES = ("torch", "pyro", "numpy", "scipy", "pandas", "sklearn", "matplotlib", "arviz", "builtins")
 
-_VALUES = (str, bytes, Number, Tensor, np.generic)  # of which a list may hold a million; they reach nothing
+_VALUES = (str, bytes, Number, Tensor, np.generic)  # which reach nothing
+_FEW = 1_000  # values in a list or dict; those of longer ones are not looked at
 
 
 @contextmanager
@@ -93,28 +94,62 @@ def awaits_start(program: Any) -> Any:
 
 def reachable_modules(program: Any) -> Iterator[tuple[str, nn.Module]]:
     """Modules that a program is, belongs to, or reaches by closure, globals, attributes and arguments."""
+    for name, thing in _reachable(program):
+        if isinstance(thing, nn.Module):
+            yield getattr(thing, "_pyro_name", "") or name, thing
+
+
+def python_values(*programs: Any) -> dict[str, Any]:
+    """What the programs hold beside tensors' values: numbers and strings by name, and which tensor stands where."""
+    found: dict[str, Any] = {}
+    for name, thing in (pair for program in programs for pair in _reachable(program)):
+        if isinstance(thing, nn.Module):
+            for path, part in thing.named_modules(prefix=name):
+                held = vars(part) | part._parameters | part._buffers
+                found |= {
+                    f"{path}.{key}".lstrip("."): _identity(v) for key, v in held.items() if isinstance(v, _VALUES)
+                }
+        elif isinstance(thing, _VALUES):
+            found[name] = _identity(thing)
+    return found
+
+
+def _identity(value: Any) -> Any:
+    return id(value) if isinstance(value, Tensor) else value
+
+
+def _reachable(program: Any) -> Iterator[tuple[str, Any]]:
+    """All that a program is, belongs to, or reaches by closure, globals, attributes and arguments."""
     seen: set[int] = set()
     todo: deque[tuple[str, Any]] = deque([("", program)])
     while todo:
         name, thing = todo.popleft()
+        if isinstance(thing, _VALUES):
+            yield name, thing
+            continue
         if id(thing) in seen or isinstance(thing, Sealed):
             continue
         seen.add(id(thing))
+        yield name, thing
         if isinstance(thing, nn.Module):
-            yield getattr(thing, "_pyro_name", "") or name, thing
-        elif isinstance(thing, functools.partial):
+            continue
+        if isinstance(thing, functools.partial):
             todo += [("", thing.func), *(("", a) for a in thing.args), *thing.keywords.items()]
         elif inspect.ismethod(thing):
             todo += [("", thing.__self__), (name, thing.__func__)]
         elif inspect.isfunction(thing):
             todo += _reached_by(thing)
         elif isinstance(thing, list | tuple | set | frozenset):
-            todo += [(f"{name}.{i}".lstrip("."), t) for i, t in enumerate(thing) if not isinstance(t, _VALUES)]
+            todo += [(f"{name}.{i}".lstrip("."), t) for i, t in enumerate(thing) if _is_looked_at(t, thing)]
         elif isinstance(thing, dict):
-            todo += [(str(key), t) for key, t in thing.items() if not isinstance(t, _VALUES)]
+            todo += [(str(key), t) for key, t in thing.items() if _is_looked_at(t, thing)]
         elif not isinstance(thing, type | types.ModuleType) and _is_users(type(thing)):
             todo += list(getattr(thing, "__dict__", {}).items())
             todo += [(name, attribute) for key, attribute in vars(type(thing)).items() if key == "__call__"]
+
+
+def _is_looked_at(thing: Any, container: Any) -> bool:
+    return len(container) <= _FEW or not isinstance(thing, _VALUES)
 
 
 def _reached_by(fn: types.FunctionType) -> list[tuple[str, Any]]:

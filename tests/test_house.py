@@ -26,6 +26,7 @@ ORDER = (
     "params",
     "sites",
     "vectorize",
+    "noise",
     "compiling",
     "nn",
     "transforms",

@@ -43,6 +43,13 @@ class Checkpoint:
                 f"the checkpoint {str(self.path)!r} belongs to another fit ({told}); delete it to start anew"
             )
 
+    @property
+    def compiled(self) -> bool | None:
+        """Whether the fit went on in a compiled program, if there is anything left to go on with."""
+        if self.state is None:
+            return None
+        return bool(self.state["loop"]["compiled"] and not self.state["finished"])
+
     def save(self, state: dict[str, Any]) -> None:
         """Replace the file."""
         files.write({"kind": "checkpoint", "fingerprint": self.fingerprint, **state}, self.path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -20,12 +21,15 @@ from pyro_lvm.modules import unchanged_if_it_fails
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
 from pyro_lvm.svi.checkpoint import Checkpoint
+from pyro_lvm.svi.choice import choose_loop
 from pyro_lvm.svi.initial import initial_values
 from pyro_lvm.svi.loop import EagerLoop
 from pyro_lvm.svi.objective import Objective
 from pyro_lvm.svi.result import SVIResult
 from pyro_lvm.svi.run import Run
 from pyro_lvm.svi.stopping import FitState
+
+_one_at_a_time = threading.RLock()  # Pyro's handlers and torch's random state belong to the process, not to a thread
 
 
 def fit(
@@ -73,7 +77,8 @@ def fit(
         num_rows: N, where the data cannot tell (a ``DataLoader`` without a length).
         sample_weight: One weight for each row, ``[N]``.
         model_kwargs: Keyword arguments of model and guide.
-        compile: "auto" or False; this version runs every fit eagerly.
+        compile: Whether the steps run as one compiled program: True (an error if they cannot), False, or "auto", which
+            compiles where the steps are many enough to pay for it, and else runs eagerly.
         callbacks: Called every ``every`` steps with a :class:`FitState`; a true answer stops the fit.
         every: Steps between validations, callbacks and checkpoints.
         validation: Held-out data, a tuple or list of arguments or one alone, whose loss is recorded every ``every``
@@ -117,7 +122,7 @@ def fit(
     generators = [] if loader is None else loader.generators
     _move([model, guide], device)
     on_device = nullcontext() if device is None else torch.device(device)
-    with randomness.seeded(seed, generators), on_device, unchanged_if_it_fails(model, guide):
+    with _one_at_a_time, randomness.seeded(seed, generators), on_device, unchanged_if_it_fails(model, guide):
         if loader is None:
             tensors = Data(data, rows, device)
             check_num_rows(num_rows, tensors.num_rows)
@@ -162,11 +167,14 @@ def fit(
                 "init": initial,
                 "shapes": {name: list(v.shape) for name, v in start.items()},
                 "model_kwargs": model_kwargs or {},
+                "compile": compile,
             }
             what |= {"num_steps": num_steps, "batch_size": batch_size, "clip": clip, "every": every}
             what |= {"plate": plate, "rows": rows, "num_rows": num_rows, "seed": seed, "device": device}
             kept = Checkpoint(path, what)
-        return Run(objective, loop, held_out, num_steps, every, list(callbacks), kept, seed).finish(progress)
+        recorded = None if kept is None else kept.compiled
+        chosen = choose_loop(loop, compile, num_steps, seed, watched=bool(callbacks), recorded=recorded)
+        return Run(objective, chosen, held_out, num_steps, every, list(callbacks), kept, seed).finish(progress)
 
 
 def _check_batches(batch_size: int | None, num_rows: int | None) -> None:
@@ -177,10 +185,8 @@ def _check_batches(batch_size: int | None, num_rows: int | None) -> None:
 
 
 def _check_options(compile: Any, callbacks: Any, progress: Any) -> None:
-    if compile is True:
-        raise ValueError("compile=True: this version runs fits eagerly; pass 'auto' or False")
-    if compile is not False and compile != "auto":
-        raise ValueError(f"compile must be 'auto' or False; got {compile!r}")
+    if not isinstance(compile, bool) and compile != "auto":
+        raise ValueError(f"compile must be 'auto', True or False; got {compile!r}")
     if not isinstance(callbacks, list | tuple) or not all(callable(c) for c in callbacks):
         raise TypeError("callbacks must be a list of functions of the fit's state")
     if not isinstance(progress, bool):

@@ -29,6 +29,8 @@ class EagerLoop:
         clip: See :func:`pyro_lvm.fit`.
     """
 
+    compiled = False
+
     def __init__(
         self,
         objective: Objective,
@@ -102,6 +104,7 @@ class EagerLoop:
             "batches": self.batches.state_dict(),
             "untrained": self.objective.program.parameters.untrained(),
             "random": randomness.get_state(),
+            "compiled": False,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

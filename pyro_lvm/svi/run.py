@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from pyro_lvm import randomness
 from pyro_lvm.svi.checkpoint import Checkpoint
+from pyro_lvm.svi.compiled import CompiledLoop
 from pyro_lvm.svi.loop import EagerLoop
 from pyro_lvm.svi.objective import Objective
 from pyro_lvm.svi.result import SVIResult
@@ -26,7 +27,7 @@ class Run:
     def __init__(
         self,
         objective: Objective,
-        loop: EagerLoop,
+        loop: EagerLoop | CompiledLoop,
         held_out: tuple[Any, ...] | None,
         num_steps: int,
         every: int,
@@ -40,6 +41,7 @@ class Run:
         self.validation: dict[int, float] = {}
         self.seconds = 0.0
         self.finished = False
+        self.compiled = isinstance(loop, CompiledLoop)
 
     def finish(self, progress: bool) -> SVIResult:
         """Take all steps that are left, or as many as callbacks and the user allow."""
@@ -59,6 +61,7 @@ class Run:
             validation=self.validation,
             seconds=self.seconds,
             seed=self.seed,
+            compiled=self.compiled,
         )
 
     def _take_steps(self, progress: bool) -> None:
@@ -75,6 +78,7 @@ class Run:
                 step = len(self.losses)
                 stop = min(self.num_steps, (step // self.every + 1) * self.every)
                 self.losses += self.loop.run(step, stop, interrupted)
+                self.compiled = self.loop.compiled
                 if len(self.losses) == stop:
                     self.finished = self._between_blocks() or stop == self.num_steps
                 self.seconds += time.perf_counter() - began
@@ -117,7 +121,7 @@ class Run:
     def _resume(self, state: dict[str, Any]) -> None:
         self.loop.load_state_dict(state["loop"])
         self.losses, self.validation = state["losses"].tolist(), state["validation"]
-        self.seconds, self.finished = state["seconds"], state["finished"]
+        self.seconds, self.finished, self.compiled = state["seconds"], state["finished"], state["loop"]["compiled"]
 
 
 @contextmanager

@@ -470,7 +470,6 @@ ERRORS = {
     "sample_weight: NaN": (wrong(sample_weight=X * math.nan), ValueError, "sample_weight is not finite"),
     "model_kwargs: a kind": (wrong(model_kwargs=["shift"]), TypeError, "model_kwargs must be a dict .* got list"),
     "model_kwargs: unknown": (wrong(model_kwargs={"y": 1}), TypeError, "unexpected keyword argument 'y'"),
-    "compile: not yet": (wrong(compile=True), ValueError, "compile=True: this version runs fits eagerly"),
     "compile: a kind": (wrong(compile="yes"), ValueError, "compile must be 'auto' or False; got 'yes'"),
     "callbacks: one alone": (wrong(callbacks=print), TypeError, "callbacks must be a list of functions"),
     "callbacks: None": (wrong(callbacks=None), TypeError, "callbacks must be a list of functions"),

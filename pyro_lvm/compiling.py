@@ -1,0 +1,350 @@
+"""The only file that touches torch's private compile interfaces: trace a step, and run many steps as one program."""
+
+from __future__ import annotations
+
+import shutil
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from operator import getitem
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+_TESTED = ("2.13",)
+_OPTIONS = {"cpp_wrapper": True, "cpp.enable_floating_point_contract_flag": "fast"}
+_EXAMPLE_STEPS = 512  # any number but 0 and 1, which the compiler would take for constants
+_MANY_NUMBERS = 100_000  # in one tensor, from which on more threads than one bring more than they cost
+_READS = "it reads the value of a tensor into Python, as .item(), float(), tolist() or an if over a tensor do"
+_LIBRARIES = tuple(str(Path(file).parent) for file in (torch.__file__, pyro.__file__, __file__))
+
+
+class NotCompilable(Exception):
+    """A step that cannot run as a compiled program, and why."""
+
+
+class Scan:
+    """Many steps as one program: ``carry, ys = scan(carry, xs, fixed)``.
+
+    The step is traced here, by :meth:`compile` it becomes machine code. Training passes its parameters on from step to
+    step (``carry``); statistics that add up over chunks of rows, log-likelihoods by chunk and draws by noise are scans
+    too.
+
+    Args:
+        step: ``step(carry, x, fixed) -> (carry, y)`` with tensors in dicts, lists and tuples; all that is returned for
+            the carry must have the shapes and dtypes of the carry.
+        carry: An example of what a step takes over from the one before.
+        x: An example of what one step has of its own; ``xs`` has a leading dimension of steps.
+        fixed: What is the same in all steps of a call.
+
+    Attributes:
+        size: The number of operations in a step.
+        graph: One step, ``graph(*tensors) -> tensors``, on the tensors of carry, x and fixed that it uses.
+
+    Raises:
+        NotCompilable: if the step cannot be traced: it reads a value of a tensor into Python, or holds numbers that
+            are not the same each time it runs.
+    """
+
+    def __init__(self, step: Callable[[Any, Any, Any], tuple[Any, Any]], carry: Any, x: Any, fixed: Any) -> None:
+        self._carry, self._x, self._fixed = carry, x, fixed
+        tensors, spec = tree_flatten((carry, x, fixed))
+        self._num_carry = len(tree_flatten(carry)[0])
+
+        def flat(*given: Tensor) -> list[Tensor]:
+            new, y = step(*tree_unflatten(given, spec))
+            (outputs, self._out), (kept, kind) = tree_flatten((new, y)), tree_flatten(new)
+            if kind != tree_flatten(carry)[1] or [(t.shape, t.dtype) for t in kept] != [
+                (t.shape, t.dtype) for t in tensors[: self._num_carry]
+            ]:
+                raise NotCompilable("a step returns other shapes or dtypes than it was given")
+            return [t.detach().clone() for t in outputs]  # a scan must not return what it was given
+
+        self.graph = _trace(flat, tensors)
+        self._constants = _lift_constants(self.graph)
+        again = _trace(flat, tensors)
+        self._compare(again, _lift_constants(again))
+        inputs = [node for node in self.graph.graph.nodes if node.op == "placeholder"][self._num_carry :]
+        num_x = len(tree_flatten(x)[0])
+        self._kept_x = _drop_unused(self.graph, inputs[:num_x], at_least=1)
+        self._kept_fixed = _drop_unused(self.graph, inputs[num_x:], at_least=0)
+        self.size = sum(node.op == "call_function" for node in self.graph.graph.nodes)
+        self._run: Callable | None = None
+
+    def _compare(self, again: fx.GraphModule, constants: list[Tensor]) -> None:
+        """Whatever differs between two traces of one step would stay as it was in the first of them."""
+        same = self.graph.code == again.code and all(map(_equal, self._constants, constants))
+        if not same:
+            lines = zip(self.graph.code.splitlines(), again.code.splitlines(), strict=False)
+            told = next((f" ({a.strip()!r}, then {b.strip()!r})" for a, b in lines if a != b), "")
+            raise NotCompilable(
+                f"a number of Python's changes from run to run{told}, and a compiled program would hold its first "
+                "value: draw random numbers by torch or Pyro, and keep what changes in a tensor"
+            )
+
+    @property
+    def num_threads(self) -> int:
+        """One for programs on small tensors, which more threads make slower."""
+        numbers = max(node.meta["val"].numel() for node in self.graph.graph.nodes if _is_tensor(node))
+        return torch.get_num_threads() if numbers >= _MANY_NUMBERS else 1
+
+    def compile(self) -> None:
+        """Make machine code of the steps.
+
+        Raises:
+            NotCompilable: without a C++ compiler, under a version of torch on which this was not tested, and for what
+                the compiler refuses.
+        """
+        check_support()
+        self._threads = self.num_threads
+        with _threads(self._threads), _quiet():
+            try:
+                self._run = _compile_scan(self.graph, *self._used(self._carry, self._x, self._fixed))
+            except Exception as error:
+                raise NotCompilable(f"torch's compiler refuses the step: {_first_line(error)}") from error
+
+    def __call__(self, carry: Any, xs: Any, fixed: Any) -> tuple[Any, Any]:
+        """Run as many steps as ``xs`` has."""
+        if self._run is None:
+            raise RuntimeError("the scan was not compiled: call compile() first")
+        with torch.no_grad(), _threads(self._threads):
+            return tree_unflatten(list(self._run(*chain(*self._used(carry, xs, fixed)))), self._out)
+
+    def _used(self, carry: Any, xs: Any, fixed: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """The tensors that the graph has for inputs."""
+        x, same = tree_flatten(xs)[0], [*tree_flatten(fixed)[0], *self._constants]
+        return tree_flatten(carry)[0], [x[i] for i in self._kept_x], [same[i] for i in self._kept_fixed]
+
+
+def check_support() -> None:
+    """Refuse machines on which nothing can be compiled.
+
+    Raises:
+        NotCompilable: that says why.
+    """
+    version = ".".join(torch.__version__.split(".")[:2])
+    if version not in _TESTED:
+        raise NotCompilable(f"compiled programs were tested with torch {', '.join(_TESTED)} alone; this is {version}")
+    try:
+        with _quiet():
+            from torch._inductor.cpp_builder import get_cpp_compiler  # torch's compiler takes seconds to import
+
+            compiler = get_cpp_compiler()
+    except Exception as error:
+        raise NotCompilable("no C++ compiler was found: install g++ or clang, or name one by CXX") from error
+    if shutil.which(compiler) is None:
+        raise NotCompilable(f"the C++ compiler {compiler!r} was not found: install g++ or clang, or name one by CXX")
+
+
+@contextmanager
+def as_if_compiling() -> Iterator[None]:
+    """Optimizers of torch keep their counters tensors, and take a learning rate that is a tensor."""
+    before, torch.compiler._is_compiling_flag = torch.compiler._is_compiling_flag, True
+    try:
+        with _TensorFactors():
+            yield
+    finally:
+        torch.compiler._is_compiling_flag = before
+
+
+def bare_step(optimizer: torch.optim.Optimizer) -> None:
+    """A step of an optimizer without the profiler around it, which cannot be traced."""
+    step = type(optimizer).step
+    getattr(step, "__wrapped__", step)(optimizer)
+
+
+class _TensorFactors(TorchFunctionMode):
+    """Lets in-place updates take a tensor for the factor that they would read into Python."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        for name in ("alpha", "value"):
+            factor = kwargs.get(name)
+            if isinstance(factor, Tensor):
+                del kwargs[name]
+                target, first, *rest = args
+                return func(target, first * factor, *rest, **kwargs)
+        return func(*args, **kwargs)
+
+
+class _NumberIndices(TorchFunctionMode):
+    """Lets a number that is a tensor index another tensor, which torch would read into Python; refuses other reads."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__):
+            raise NotCompilable(_READS)
+        if func is Tensor.__getitem__:
+            index = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if isinstance(index[0], Tensor) and all(_is_number(i) for i in index if isinstance(i, Tensor)):
+                tensors = [isinstance(i, Tensor) for i in index]
+                if tensors == sorted(tensors, reverse=True):  # all in front, so that the new dimension is the first
+                    return args[0][tuple(i.reshape(1) if isinstance(i, Tensor) else i for i in index)].squeeze(0)
+        return func(*args, **(kwargs or {}))
+
+
+def _equal(ours: Tensor, theirs: Tensor) -> bool:
+    if ours is theirs or ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return ours is theirs
+    return bool(((ours == theirs) | ((ours != ours) & (theirs != theirs))).all())
+
+
+def _is_number(index: Tensor) -> bool:
+    return index.dim() == 0 and index.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor)
+
+
+class _NoReads(TorchDispatchMode):
+    """Refuses to read tensors that are no inputs of a trace: it would hold their values for good."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default):
+            raise NotCompilable(_READS)
+        return func(*args, **(kwargs or {}))
+
+
+def _trace(fn: Callable[..., list[Tensor]], examples: list[Tensor]) -> fx.GraphModule:
+    copies = [t.detach().clone() for t in examples]  # inputs are told apart by identity
+
+    def watched(*tensors: Tensor) -> list[Tensor]:
+        with _NoReads(), _NumberIndices():
+            return fn(*tensors)
+
+    try:
+        with pyro.validation_enabled(False):
+            graph = make_fx(watched)(*copies)
+    except Exception as error:
+        raise NotCompilable(f"{_blamed_line(error)}{_first_line(error)}") from error
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    if isinstance(error, NotCompilable):
+        return str(error)
+    if any("data-dependent" in line or "value out of a tracing tensor" in line for line in text):
+        return _READS
+    return f"{type(error).__name__}: {text[0] if text else ''}"
+
+
+def _blamed_line(error: Exception) -> str:
+    """The last line of the user's own code on the way to an error."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*_LIBRARIES, "<"))]
+    return f"{frames[-1].filename}, line {frames[-1].lineno}, {frames[-1].line!r}: " if frames else ""
+
+
+def _lift_constants(module: fx.GraphModule) -> list[Tensor]:
+    """Turn the tensors that a graph holds into inputs of it, but for single numbers that were written in the code."""
+    graph = module.graph
+    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
+    held: dict[int, tuple[Tensor, fx.Node]] = {}
+    for node in [n for n in graph.nodes if n.op == "get_attr"]:
+        tensor = getattr(module, node.target)
+        if tensor.numel() == 1 and all(user.target is torch.ops.aten.lift_fresh_copy.default for user in node.users):
+            for user in list(node.users):
+                _write_number(graph, user, tensor)
+            graph.erase_node(node)
+            continue
+        if id(tensor) not in held:
+            with graph.inserting_after(last):
+                last = graph.placeholder(f"held_{len(held)}")
+            last.meta = dict(node.meta)
+            held[id(tensor)] = (tensor, last)
+        node.replace_all_uses_with(held[id(tensor)][1])
+        graph.erase_node(node)
+    module.recompile()
+    return [tensor for tensor, _ in held.values()]
+
+
+def _drop_unused(module: fx.GraphModule, inputs: list[fx.Node], at_least: int) -> list[int]:
+    """Take inputs away that nothing depends on, and return the positions of the others."""
+    kept = [i for i, node in enumerate(inputs) if node.users] or list(range(at_least))
+    for i, node in enumerate(inputs):
+        if i not in kept:
+            module.graph.erase_node(node)
+    module.recompile()
+    return kept
+
+
+def _write_number(graph: fx.Graph, copy: fx.Node, tensor: Tensor) -> None:
+    """Put a number in the place of a copy of a literal: an input less that each step has to handle."""
+    with graph.inserting_before(copy):
+        like: dict[str, Any] = {
+            "dtype": tensor.dtype,
+            "layout": torch.strided,
+            "device": tensor.device,
+            "pin_memory": False,
+        }
+        number = graph.call_function(torch.ops.aten.full.default, (list(tensor.shape), tensor.item()), like)
+    number.meta = dict(copy.meta)
+    copy.replace_all_uses_with(number)
+    graph.erase_node(copy)
+
+
+def _compile_scan(step: fx.GraphModule, carry: list[Tensor], x: list[Tensor], fixed: list[Tensor]) -> Callable:
+    """Torch's operator ``scan`` around a step, for any number of steps, made into one program by its compiler."""
+    from torch._dynamo.source import ConstantSource
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+    fake = FakeTensorMode(shape_env=ShapeEnv())
+    graph = fx.Graph()
+    inputs: list[fx.Node] = []
+
+    def take(example: Tensor) -> fx.Node:
+        inputs.append(graph.placeholder(f"input_{len(inputs)}"))
+        inputs[-1].meta["val"] = example
+        return inputs[-1]
+
+    def same(tensor: Tensor) -> fx.Node:
+        return take(fake.from_tensor(tensor, static_shapes=True))
+
+    def of_each_step(tensor: Tensor) -> fx.Node:
+        steps = tensor.new_empty(_EXAMPLE_STEPS, *tensor.shape)
+        context: Any = StatelessSymbolicContext([DimDynamic.DUCK, *[DimDynamic.STATIC] * tensor.dim()])
+        source = ConstantSource(f"x_{len(inputs)}")
+        return take(fake.from_tensor(steps, symbolic_context=context, source=source))
+
+    arguments = [list(map(same, carry)), list(map(of_each_step, x)), tuple(map(same, fixed))]
+    result = graph.call_function(torch.ops.higher_order.scan, (graph.get_attr("step"), *arguments))
+    num_outputs = len(next(node for node in step.graph.nodes if node.op == "output").args[0])
+    graph.output(tuple(graph.call_function(getitem, (result, i)) for i in range(num_outputs)))
+    root = torch.nn.Module()
+    root.step = step
+    program = fx.GraphModule(root, graph)
+    with config.patch(_OPTIONS), tracing(TracingContext(fake)):
+        return compile_fx(program, [node.meta["val"] for node in inputs])  # type: ignore[return-value]
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What torch's compiler says about its own work is nothing that a user could act on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,59 @@
+"""Whether a fit runs eagerly or as a compiled program, decided once, before its first step."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+from pyro_lvm.compiling import NotCompilable, check_support
+from pyro_lvm.svi.compiled import CompiledLoop
+from pyro_lvm.svi.loop import EagerLoop
+
+_log = logging.getLogger(__name__)
+
+# Measured on two cores: what an eager step takes for each operation of the traced step, and what compiling takes.
+_SECONDS_AN_OPERATION = 4e-6
+_SECONDS_TO_COMPILE = 4.0
+_SECONDS_TO_COMPILE_AN_OPERATION = 8e-3
+FEWEST_STEPS = 2_000  # with fewer, already the trace takes longer than it could bring
+
+
+def choose_loop(
+    loop: EagerLoop, compile: bool | str, num_steps: int, seed: int, watched: bool, recorded: bool | None = None
+) -> EagerLoop | CompiledLoop:
+    """The loop in which a fit is to run.
+
+    Args:
+        loop: The eager loop, which a compiled one contains.
+        compile: Of the user.
+        num_steps: Of the fit.
+        seed: Of the fit.
+        watched: Whether callbacks run between the blocks.
+        recorded: What was chosen for the same fit before.
+
+    Raises:
+        ValueError: if compiling is required and fails; it says why.
+    """
+    if compile is False or recorded is False:
+        return loop
+    automatic = compile == "auto" and recorded is None
+    if automatic and num_steps < FEWEST_STEPS:
+        _log.info("compile='auto': eager, since compiling would not pay within %d steps", num_steps)
+        return loop
+    try:
+        check_support()
+        made = CompiledLoop(loop, seed, compile is True, watched)
+        pays = num_steps * made.scan.size * _SECONDS_AN_OPERATION
+        costs = _SECONDS_TO_COMPILE + made.scan.size * _SECONDS_TO_COMPILE_AN_OPERATION
+        told = f"{num_steps} steps of {made.scan.size} operations"
+        if automatic and pays < costs:
+            _log.info("compile='auto': eager, since compiling would not pay for %s", told)
+            return loop
+        made.scan.compile()
+    except NotCompilable as error:
+        if compile is True:
+            raise ValueError(f"compile=True: {error}") from error
+        warnings.warn(f"the fit runs eagerly, for it cannot be compiled: {error}", RuntimeWarning, stacklevel=3)
+        return loop
+    _log.info("compile=%r: compiled, %s", compile, told)
+    return made

@@ -1,0 +1,196 @@
+"""A torch optimizer as a pure function of flat vectors, so that its steps can be traced."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pyro_lvm.compiling import NotCompilable, as_if_compiling, bare_step
+
+_ELEMENTWISE = {
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.Adamax,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.RMSprop,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.ASGD,
+    torch.optim.Rprop,
+    pyro.optim.clipped_adam.ClippedAdam,
+}
+_BRANCHING = {torch.optim.RAdam, torch.optim.ASGD}  # on a number, but for a form made for CUDA graphs
+_NUMBERS = ("step", "mu_product", "eta", "mu")  # in their states; all else there has the shape of the parameter
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Parameters that an optimizer updates together, as one vector.
+
+    Attributes:
+        group: The index of their parameter group.
+        names: Of the parameters.
+        shapes: Of the parameters.
+        alone: Whether it is one parameter of an optimizer that looks at its shape.
+    """
+
+    group: int
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    alone: bool
+
+    def split(self, vector: Tensor) -> dict[str, Tensor]:
+        """The parameters, views of their vector."""
+        parts = vector.split([shape.numel() for shape in self.shapes])
+        return {n: part.view(s) for n, part, s in zip(self.names, parts, self.shapes, strict=True)}
+
+    def shaped(self, vector: Tensor) -> Tensor:
+        """The vector as the optimizer is to see it."""
+        return vector.view(self.shapes[0]) if self.alone else vector
+
+
+class PureOptimizer:
+    """The steps of an optimizer as a function of values, gradients, state and learning rates.
+
+    Args:
+        optimizer: Whose settings to take, and whose state to read and write.
+        params: Its parameters by name, those alone that a fit moves.
+    """
+
+    def __init__(self, optimizer: Optimizer, params: Mapping[str, Tensor]) -> None:
+        self.optimizer, self.params = optimizer, params
+        names = {id(p): name for name, p in params.items()}
+        self.units: list[Unit] = []
+        for i, group in enumerate(optimizer.param_groups):
+            held = [p for p in group["params"] if id(p) in names]
+            alike: dict[Any, list[Tensor]] = defaultdict(list)
+            for j, p in enumerate(held):
+                alike[(p.dtype, p.device) if type(optimizer) in _ELEMENTWISE else j].append(p)
+            for key, parts in alike.items():
+                unit_names = tuple(names[id(p)] for p in parts)
+                self.units.append(Unit(i, unit_names, tuple(p.shape for p in parts), isinstance(key, int)))
+        self.options = self._options()
+
+    @property
+    def rates(self) -> list[float]:
+        """The learning rate of each group, now."""
+        return [group.get("lr", 0.0) for group in self.optimizer.param_groups]
+
+    def settings(self) -> list[dict[str, Any]]:
+        """The settings of each group, learning rate included."""
+        return [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
+
+    def load_settings(self, settings: Sequence[Mapping[str, Any]]) -> None:
+        """Put back what :meth:`settings` gave."""
+        for group, held in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(held)
+
+    def _options(self) -> list[dict[str, Any]]:
+        """What a traced step holds fixed."""
+        return [{k: v for k, v in g.items() if k not in ("lr", "initial_lr")} for g in self.settings()]
+
+    def changed_options(self) -> list[str]:
+        """The settings that are no longer those of the traced step."""
+        now = self._options()
+        return sorted({k for old, new in zip(self.options, now, strict=True) for k in new if new[k] != old.get(k)})
+
+    def example_state(self) -> list[State]:
+        """A state of the right form: the optimizer's own, or that after a step along zero gradients."""
+        if any(self.optimizer.state.get(p) for p in self.params.values()):
+            return self.state()
+        vectors = self.vectors()
+        optimizer, leaves = self._on(vectors, [torch.zeros_like(v) for v in vectors], [{} for _ in vectors], self.rates)
+        with torch.no_grad():
+            optimizer.step()
+        return [_flat(optimizer.state[p]) for p in leaves]
+
+    def vectors(self) -> list[Tensor]:
+        """The parameters now, a vector for each unit."""
+        return [torch.cat([self.params[n].detach().reshape(-1) for n in u.names]) for u in self.units]
+
+    def state(self) -> list[State]:
+        """The optimizer's state now, a dict of vectors and numbers for each unit."""
+        found = []
+        for unit in self.units:
+            states = [_flat(self.optimizer.state[self.params[name]]) for name in unit.names]
+            found.append({k: v if k in _NUMBERS else torch.cat([s[k] for s in states]) for k, v in states[0].items()})
+        return found
+
+    def write(self, vectors: Sequence[Tensor], states: Sequence[State]) -> None:
+        """Give parameters and optimizer the values that were reached."""
+        with torch.no_grad():
+            for unit, vector, state in zip(self.units, vectors, states, strict=True):
+                for name, value in unit.split(vector).items():
+                    self.params[name].copy_(value)
+                for key, value in state.items():
+                    parts = dict.fromkeys(unit.names, value) if key in _NUMBERS else unit.split(value)
+                    for name, part in parts.items():
+                        self._write(self.optimizer.state[self.params[name]], key, part)
+
+    @staticmethod
+    def _write(state: dict[str, Any], key: str, value: Tensor) -> None:
+        if isinstance(state[key], Tensor):
+            state[key].copy_(value)
+        else:
+            state[key] = type(state[key])(value.item())
+
+    def __call__(
+        self, vectors: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], rates: Sequence[Any]
+    ) -> tuple[list[Tensor], list[State]]:
+        """One step; it reads and writes nothing but its arguments and results."""
+        optimizer, leaves = self._on(vectors, grads, states, rates)
+        name = type(optimizer).__name__
+        for group in optimizer.param_groups if type(optimizer) in _BRANCHING else []:
+            group["capturable"] = True
+        try:
+            with as_if_compiling(), torch.no_grad():
+                bare_step(optimizer)
+        except NotCompilable as error:
+            raise NotCompilable(f"the optimizer {name} cannot be traced ({error}); torch.optim.Adam can") from error
+        if any(group["lr"] is not rate for group, rate in zip(optimizer.param_groups, rates, strict=True)):
+            raise NotCompilable(f"the optimizer {name} changes its learning rate by itself: use scheduler=")
+        return [p.detach().reshape(-1) for p in leaves], [_flat(optimizer.state[p]) for p in leaves]
+
+    def _on(
+        self, vectors: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], rates: Sequence[Any]
+    ) -> tuple[Optimizer, list[Tensor]]:
+        """A copy of the optimizer that holds these values."""
+        leaves = []
+        for unit, vector, grad in zip(self.units, vectors, grads, strict=True):
+            leaf = unit.shaped(vector.detach().clone()).detach().requires_grad_()
+            leaf.grad = unit.shaped(grad)
+            leaves.append(leaf)
+        optimizer = object.__new__(type(self.optimizer))
+        optimizer.__dict__.update(self.optimizer.__dict__)
+        optimizer.param_groups = [
+            group | {"params": [p for u, p in zip(self.units, leaves, strict=True) if u.group == i], "lr": rate}
+            for i, (group, rate) in enumerate(zip(self.optimizer.param_groups, rates, strict=True))
+        ]
+        for group in optimizer.param_groups:
+            group |= {k: False for k in ("foreach", "fused") if k in group}
+        optimizer.state = defaultdict(dict)
+        for unit, leaf, state in zip(self.units, leaves, states, strict=True):
+            if state:
+                shaped = {k: v if k in _NUMBERS else unit.shaped(v) for k, v in state.items()}
+                optimizer.state[leaf] = {k: v.clone() for k, v in shaped.items()}
+        return optimizer, leaves
+
+
+def _flat(state: Mapping[str, Any]) -> State:
+    """Numbers in double precision, in which torch's optimizers compute with Python's numbers; vectors."""
+    return {
+        k: torch.as_tensor(v, dtype=torch.float64).detach().clone() if k in _NUMBERS else v.detach().reshape(-1)
+        for k, v in state.items()
+        if v is not None
+    }
