@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import traceback
 import warnings
@@ -21,6 +22,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
+
+aten = torch.ops.aten
 
 _TESTED = ("2.13",)
 _OPTIONS = {"cpp_wrapper": True, "cpp.enable_floating_point_contract_flag": "fast"}
@@ -65,10 +68,9 @@ class Scan:
         def flat(*given: Tensor) -> list[Tensor]:
             new, y = step(*tree_unflatten(given, spec))
             (outputs, self._out), (kept, kind) = tree_flatten((new, y)), tree_flatten(new)
-            if kind != tree_flatten(carry)[1] or [(t.shape, t.dtype) for t in kept] != [
-                (t.shape, t.dtype) for t in tensors[: self._num_carry]
-            ]:
-                raise NotCompilable("a step returns other shapes or dtypes than it was given")
+            form, expected = [(list(t.shape), t.dtype) for t in kept], [(list(t.shape), t.dtype) for t in tensors]
+            if kind != tree_flatten(carry)[1] or form != expected[: self._num_carry]:
+                raise NotCompilable(f"a step returns {form}, but was given {expected[: self._num_carry]}")
             return [t.detach().clone() for t in outputs]  # a scan must not return what it was given
 
         self.graph = _trace(flat, tensors)
@@ -211,7 +213,7 @@ class _NoReads(TorchDispatchMode):
     """Refuses to read tensors that are no inputs of a trace: it would hold their values for good."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default):
+        if func in (aten._local_scalar_dense.default, aten.equal.default):
             raise NotCompilable(_READS)
         return func(*args, **(kwargs or {}))
 
@@ -228,9 +230,26 @@ def _trace(fn: Callable[..., list[Tensor]], examples: list[Tensor]) -> fx.GraphM
             graph = make_fx(watched)(*copies)
     except Exception as error:
         raise NotCompilable(f"{_blamed_line(error)}{_first_line(error)}") from error
+    _spread_failures(graph.graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
+
+
+def _spread_failures(graph: fx.Graph) -> None:
+    """A factorisation that fails gives NaN; eagerly it raises an error, which a compiled loop cannot."""
+    for check in [n for n in graph.nodes if n.target is aten._linalg_check_errors.default]:
+        info: Any = check.args[0]
+        factor = next(user for user in info.args[0].users if user.args[1] == 0)
+        missing = factor.meta["val"].dim() - info.meta["val"].dim()
+        last = next(node for node in reversed(graph.nodes) if node in (info, factor))
+        for op, args in [(aten.eq.Scalar, (0,)), *[(aten.unsqueeze.default, (-1,))] * missing]:
+            with graph.inserting_after(last):
+                last = graph.call_function(op, (info if op is aten.eq.Scalar else last, *args))
+        with graph.inserting_after(last):
+            marked = graph.call_function(aten.where.ScalarOther, (last, factor, math.nan))
+        factor.replace_all_uses_with(marked, delete_user_cb=lambda user, marked=marked: user is not marked)
+        graph.erase_node(check)
 
 
 def _first_line(error: Exception) -> str:
@@ -255,7 +274,7 @@ def _lift_constants(module: fx.GraphModule) -> list[Tensor]:
     held: dict[int, tuple[Tensor, fx.Node]] = {}
     for node in [n for n in graph.nodes if n.op == "get_attr"]:
         tensor = getattr(module, node.target)
-        if tensor.numel() == 1 and all(user.target is torch.ops.aten.lift_fresh_copy.default for user in node.users):
+        if tensor.numel() == 1 and all(user.target is aten.lift_fresh_copy.default for user in node.users):
             for user in list(node.users):
                 _write_number(graph, user, tensor)
             graph.erase_node(node)
@@ -290,7 +309,7 @@ def _write_number(graph: fx.Graph, copy: fx.Node, tensor: Tensor) -> None:
             "device": tensor.device,
             "pin_memory": False,
         }
-        number = graph.call_function(torch.ops.aten.full.default, (list(tensor.shape), tensor.item()), like)
+        number = graph.call_function(aten.full.default, (list(tensor.shape), tensor.item()), like)
     number.meta = dict(copy.meta)
     copy.replace_all_uses_with(number)
     graph.erase_node(copy)

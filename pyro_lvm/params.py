@@ -135,10 +135,11 @@ class Parameters:
         return {name: tensors[leaf] for name, (tensors, leaf) in places.items()}
 
     def write_untrained(self, values: Values) -> None:
-        """Copy values of :meth:`untrained` into the user's modules."""
+        """Copy values of :meth:`untrained`, all or some, into the user's modules."""
+        tensors = self.untrained()
         with torch.no_grad():
-            for path, tensor in self.untrained().items():
-                tensor.copy_(values[path])
+            for path, value in values.items():
+                tensors[path].copy_(value)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

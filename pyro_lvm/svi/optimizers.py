@@ -88,14 +88,14 @@ def make_clipping(clip: float | None, optim: Any) -> Callable[[list[Tensor]], Te
         raise ValueError("clip_args of a pyro.optim object must be a dict here")
 
     def clip_gradients(leaves: list[Tensor]) -> Tensor:
-        norm = get_total_norm([p.grad for p in leaves if p.grad is not None])
+        norm = get_total_norm([p.grad for p in leaves if p.grad is not None], foreach=False)
         for p in leaves:
             if "clip_norm" in per_parameter:
-                clip_grad_norm_(p, per_parameter["clip_norm"])
+                clip_grad_norm_(p, per_parameter["clip_norm"], foreach=False)
             if "clip_value" in per_parameter:
-                clip_grad_value_(p, per_parameter["clip_value"])
+                clip_grad_value_(p, per_parameter["clip_value"], foreach=False)
         if clip is not None:
-            clip_grad_norm_(leaves, clip)
+            clip_grad_norm_(leaves, clip, foreach=False)
         return norm
 
     return clip_gradients

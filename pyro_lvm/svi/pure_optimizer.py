@@ -112,7 +112,7 @@ class PureOptimizer:
         vectors = self.vectors()
         optimizer, leaves = self._on(vectors, [torch.zeros_like(v) for v in vectors], [{} for _ in vectors], self.rates)
         with torch.no_grad():
-            optimizer.step()
+            type(optimizer).step(optimizer)  # schedulers put a step into the instance
         return [_flat(optimizer.state[p]) for p in leaves]
 
     def vectors(self) -> list[Tensor]:

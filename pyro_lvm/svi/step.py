@@ -52,8 +52,9 @@ class Step:
         before = {name: v.clone() for name, v in self.parameters.untrained().items()}
         state = randomness.get_state()
         leaves = {name: v.detach().requires_grad_() for name, v in self.loop.params.items()}
+        own = self._own(0)
         with Given(None) as given:
-            loss = self._loss(leaves, self._own(0, 1, 0), self.batches.tensors)
+            loss = self._loss(leaves, own, self.batches.tensors)
         grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         after = self.parameters.untrained()
         self.buffers = [name for name, v in before.items() if not torch.equal(v, after[name])]
@@ -76,9 +77,10 @@ class Step:
         }
         values = {name: v.detach() for name, v in self.loop.params.items()}
         args, weight = batches.get(last)
+        own = self._own(last)
         with torch.no_grad():
             with Given(middle):
-                filled = self._loss(values, self._own(last, last + 1, 0), batches.tensors)
+                filled = self._loss(values, own, batches.tensors)
             with Given(middle):
                 short = self.loop.objective(values, args, self.loop.num_rows, weight, last)
         if not torch.allclose(filled, short, rtol=1e-4):
@@ -129,14 +131,14 @@ class Step:
         buffers = self.parameters.untrained()
         carry = {"params": self.optimizer.vectors(), "state": self.optimizer.example_state()}
         carry["buffers"] = {name: buffers[name] for name in self.buffers}
-        own = self._own(0, 1, 0) | {"noise": {k: v[0] for k, v in self.noise.between(0, 1).items()}}
+        own = self._own(0) | {"noise": {k: v[0] for k, v in self.noise.between(0, 1).items()}}
         if self.loop.scheduler:
             own["rates"] = self._rates()
         return carry, own, self.fixed()
 
-    def _own(self, start: int, stop: int, i: int) -> Tree:
-        indices = {k: v[i] for k, v in self.batches.indices(start, stop).items()}
-        return {"step": torch.tensor(start + i), "indices": indices}
+    def _own(self, step: int) -> Tree:
+        indices = {k: v[0] for k, v in self.batches.indices(step, step + 1).items()}
+        return {"step": torch.tensor(step), "indices": indices}
 
     def _loss(self, values: Mapping[str, Tensor], own: Tree, tensors: dict[str, Tensor]) -> Tensor:
         args, weight = self.batches.select(tensors, own["indices"])
