@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import traceback
 import warnings
@@ -22,6 +21,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from pyro_lvm.graphs import drop_unused, lift_constants, multiply, narrow, settle, spread_failures
 
 aten = torch.ops.aten
 
@@ -74,13 +75,13 @@ class Scan:
             return [t.detach().clone() for t in outputs]  # a scan must not return what it was given
 
         self.graph = _trace(flat, tensors)
-        self._constants = _lift_constants(self.graph)
+        self._constants = lift_constants(self.graph)
         again = _trace(flat, tensors)
-        self._compare(again, _lift_constants(again))
+        self._compare(again, lift_constants(again))
         inputs = [node for node in self.graph.graph.nodes if node.op == "placeholder"][self._num_carry :]
         num_x = len(tree_flatten(x)[0])
-        self._kept_x = _drop_unused(self.graph, inputs[:num_x], at_least=1)
-        self._kept_fixed = _drop_unused(self.graph, inputs[num_x:], at_least=0)
+        self._kept_x = drop_unused(self.graph, inputs[:num_x], at_least=1)
+        self._kept_fixed = drop_unused(self.graph, inputs[num_x:], at_least=0)
         self.size = sum(node.op == "call_function" for node in self.graph.graph.nodes)
         self._run: Callable | None = None
 
@@ -230,26 +231,13 @@ def _trace(fn: Callable[..., list[Tensor]], examples: list[Tensor]) -> fx.GraphM
             graph = make_fx(watched)(*copies)
     except Exception as error:
         raise NotCompilable(f"{_blamed_line(error)}{_first_line(error)}") from error
-    _spread_failures(graph.graph)
+    spread_failures(graph.graph)
+    narrow(graph.graph)
+    multiply(graph.graph)
+    settle(graph.graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
-
-
-def _spread_failures(graph: fx.Graph) -> None:
-    """A factorisation that fails gives NaN; eagerly it raises an error, which a compiled loop cannot."""
-    for check in [n for n in graph.nodes if n.target is aten._linalg_check_errors.default]:
-        info: Any = check.args[0]
-        factor = next(user for user in info.args[0].users if user.args[1] == 0)
-        missing = factor.meta["val"].dim() - info.meta["val"].dim()
-        last = next(node for node in reversed(graph.nodes) if node in (info, factor))
-        for op, args in [(aten.eq.Scalar, (0,)), *[(aten.unsqueeze.default, (-1,))] * missing]:
-            with graph.inserting_after(last):
-                last = graph.call_function(op, (info if op is aten.eq.Scalar else last, *args))
-        with graph.inserting_after(last):
-            marked = graph.call_function(aten.where.ScalarOther, (last, factor, math.nan))
-        factor.replace_all_uses_with(marked, delete_user_cb=lambda user, marked=marked: user is not marked)
-        graph.erase_node(check)
 
 
 def _first_line(error: Exception) -> str:
@@ -265,54 +253,6 @@ def _blamed_line(error: Exception) -> str:
     """The last line of the user's own code on the way to an error."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*_LIBRARIES, "<"))]
     return f"{frames[-1].filename}, line {frames[-1].lineno}, {frames[-1].line!r}: " if frames else ""
-
-
-def _lift_constants(module: fx.GraphModule) -> list[Tensor]:
-    """Turn the tensors that a graph holds into inputs of it, but for single numbers that were written in the code."""
-    graph = module.graph
-    last = [node for node in graph.nodes if node.op == "placeholder"][-1]
-    held: dict[int, tuple[Tensor, fx.Node]] = {}
-    for node in [n for n in graph.nodes if n.op == "get_attr"]:
-        tensor = getattr(module, node.target)
-        if tensor.numel() == 1 and all(user.target is aten.lift_fresh_copy.default for user in node.users):
-            for user in list(node.users):
-                _write_number(graph, user, tensor)
-            graph.erase_node(node)
-            continue
-        if id(tensor) not in held:
-            with graph.inserting_after(last):
-                last = graph.placeholder(f"held_{len(held)}")
-            last.meta = dict(node.meta)
-            held[id(tensor)] = (tensor, last)
-        node.replace_all_uses_with(held[id(tensor)][1])
-        graph.erase_node(node)
-    module.recompile()
-    return [tensor for tensor, _ in held.values()]
-
-
-def _drop_unused(module: fx.GraphModule, inputs: list[fx.Node], at_least: int) -> list[int]:
-    """Take inputs away that nothing depends on, and return the positions of the others."""
-    kept = [i for i, node in enumerate(inputs) if node.users] or list(range(at_least))
-    for i, node in enumerate(inputs):
-        if i not in kept:
-            module.graph.erase_node(node)
-    module.recompile()
-    return kept
-
-
-def _write_number(graph: fx.Graph, copy: fx.Node, tensor: Tensor) -> None:
-    """Put a number in the place of a copy of a literal: an input less that each step has to handle."""
-    with graph.inserting_before(copy):
-        like: dict[str, Any] = {
-            "dtype": tensor.dtype,
-            "layout": torch.strided,
-            "device": tensor.device,
-            "pin_memory": False,
-        }
-        number = graph.call_function(aten.full.default, (list(tensor.shape), tensor.item()), like)
-    number.meta = dict(copy.meta)
-    copy.replace_all_uses_with(number)
-    graph.erase_node(copy)
 
 
 def _compile_scan(step: fx.GraphModule, carry: list[Tensor], x: list[Tensor], fixed: list[Tensor]) -> Callable:
@@ -353,12 +293,21 @@ def _compile_scan(step: fx.GraphModule, carry: list[Tensor], x: list[Tensor], fi
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
+    """Arithmetic on so many threads, in which the smallest numbers count as zero: they take a hundred times as long."""
+    before, flushing = torch.get_num_threads(), _flushes()
     torch.set_num_threads(count)
+    torch.set_flush_denormal(True)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        torch.set_flush_denormal(flushing)
+
+
+def _flushes() -> bool:
+    """Whether numbers too small for their exponent count as zero now."""
+    smallest = float.fromhex("0x1p-1074")
+    return smallest * 1.0 == 0.0
 
 
 @contextmanager

@@ -22,8 +22,13 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
     inputs, output = equation.split("->")
     if inputs == output:
         return operands[0][...]
+    terms = inputs.split(",")
+    whole = max(terms, key=len)
+    if len(terms) > 1 and all(set(dims) <= set(whole) for dims in terms):  # no matrix product, which could save work
+        aligned = [_align(operand, dims, whole) for dims, operand in zip(terms, operands, strict=True)]
+        return einsum(f"{whole}->{output}", sum(aligned))  # type: ignore[arg-type]
     shifts, scaled = [], []
-    for dims, operand in zip(inputs.split(","), operands, strict=True):
+    for dims, operand in zip(terms, operands, strict=True):
         summed = [i for i, d in enumerate(dims) if d not in output]
         shift = operand.detach()
         if summed:
@@ -31,13 +36,17 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
         shift = shift.clamp(min=torch.finfo(shift.dtype).min)  # -inf less -inf would be NaN
         scaled.append((operand - shift).exp())
         kept = "".join(d for d in dims if d in output)
-        shift = shift.squeeze(summed) if summed else shift
-        order = [kept.index(d) for d in output if d in kept]
-        shifts.append(shift.permute(order).reshape([shift.shape[kept.index(d)] if d in kept else 1 for d in output]))
+        shifts.append(_align(shift.squeeze(summed) if summed else shift, kept, output))
     total = torch.einsum(equation, *scaled)
     positive = total > 0
     log = torch.where(positive, torch.where(positive, total, 1.0).log(), -torch.inf)
     return log + sum(shifts)
+
+
+def _align(operand: Tensor, dims: str, order: str) -> Tensor:
+    """An operand with its dimensions in this order, those that it lacks of size 1."""
+    permuted = operand.permute([dims.index(d) for d in order if d in dims])
+    return permuted.reshape([operand.shape[dims.index(d)] if d in dims else 1 for d in order])
 
 
 tensordot = Tensordot(einsum)
