@@ -67,7 +67,7 @@ def print_steps(options):
         times[key], elbos[key], failed = steps_of_row(key, options)
         for column, reason in failed.items():
             reasons.setdefault((COLUMNS[column], reason), []).append(key)
-        cells = "".join(f"{_number(times[key].get(c)):>10}" for c in options.columns)
+        cells = "".join(f"{_number(times[key].get(c), 1):>10}" for c in options.columns)
         print(f"{_title(key):<{WIDTH}}{cells}", flush=True)
     _print_reasons(reasons)
 

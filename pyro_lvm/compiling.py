@@ -54,6 +54,7 @@ class Scan:
 
     Attributes:
         size: The number of operations in a step.
+        held: The tensors from outside that a step uses, as they were when it was traced.
         graph: One step, ``graph(*tensors) -> tensors``, on the tensors of carry, x and fixed that it uses.
 
     Raises:
@@ -75,7 +76,7 @@ class Scan:
             return [t.detach().clone() for t in outputs]  # a scan must not return what it was given
 
         self.graph = _trace(flat, tensors)
-        self._constants = lift_constants(self.graph)
+        self.held = lift_constants(self.graph)
         again = _trace(flat, tensors)
         self._compare(again, lift_constants(again))
         inputs = [node for node in self.graph.graph.nodes if node.op == "placeholder"][self._num_carry :]
@@ -87,7 +88,7 @@ class Scan:
 
     def _compare(self, again: fx.GraphModule, constants: list[Tensor]) -> None:
         """Whatever differs between two traces of one step would stay as it was in the first of them."""
-        same = self.graph.code == again.code and all(map(_equal, self._constants, constants))
+        same = self.graph.code == again.code and all(map(_equal, self.held, constants))
         if not same:
             lines = zip(self.graph.code.splitlines(), again.code.splitlines(), strict=False)
             told = next((f" ({a.strip()!r}, then {b.strip()!r})" for a, b in lines if a != b), "")
@@ -126,8 +127,17 @@ class Scan:
 
     def _used(self, carry: Any, xs: Any, fixed: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """The tensors that the graph has for inputs."""
-        x, same = tree_flatten(xs)[0], [*tree_flatten(fixed)[0], *self._constants]
-        return tree_flatten(carry)[0], [x[i] for i in self._kept_x], [same[i] for i in self._kept_fixed]
+        x, same = list(_leaves(xs)), [*_leaves(fixed), *self.held]
+        return list(_leaves(carry)), [x[i] for i in self._kept_x], [same[i] for i in self._kept_fixed]
+
+
+def _leaves(tree: Any) -> Iterator[Tensor]:
+    """The tensors of a tree, in the order of torch's own function, which takes longer than the steps of small models."""
+    if isinstance(tree, Tensor):
+        yield tree
+    else:
+        for part in tree.values() if isinstance(tree, dict) else tree:
+            yield from _leaves(part)
 
 
 def check_support() -> None:

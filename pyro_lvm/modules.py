@@ -100,22 +100,17 @@ def reachable_modules(program: Any) -> Iterator[tuple[str, nn.Module]]:
 
 
 def python_values(*programs: Any) -> dict[str, Any]:
-    """What the programs hold beside tensors' values: numbers and strings by name, and which tensor stands where."""
+    """The numbers, strings and tensors that the programs reach, by name; of libraries' modules the tensors alone."""
     found: dict[str, Any] = {}
     for name, thing in (pair for program in programs for pair in _reachable(program)):
         if isinstance(thing, nn.Module):
             for path, part in thing.named_modules(prefix=name):
-                held = vars(part) | part._parameters | part._buffers
-                found |= {
-                    f"{path}.{key}".lstrip("."): _identity(v) for key, v in held.items() if isinstance(v, _VALUES)
-                }
+                own = vars(part) if _is_users(type(part)) else {"training": part.training}
+                held = own | part._parameters | part._buffers
+                found |= {f"{path}.{key}".lstrip("."): v for key, v in held.items() if isinstance(v, _VALUES)}
         elif isinstance(thing, _VALUES):
-            found[name] = _identity(thing)
+            found[name] = thing
     return found
-
-
-def _identity(value: Any) -> Any:
-    return id(value) if isinstance(value, Tensor) else value
 
 
 def _reachable(program: Any) -> Iterator[tuple[str, Any]]:

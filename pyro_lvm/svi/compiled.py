@@ -52,41 +52,44 @@ class CompiledLoop:
         self._tell_eager()
         return self.eager.params
 
-    def run(self, start: int, stop: int, interrupted: Callable[[], bool]) -> list[float]:
+    def run(self, start: int, stop: int, interrupted: Callable[[], bool]) -> Tensor:
         """Steps ``start`` to ``stop``; fewer if ``interrupted`` says so between two programs.
 
         Returns:
-            The loss of each step, in nats.
+            The loss of each step taken, in nats, ``[n]``.
 
         Raises:
             NonFiniteError: at the first loss or gradient that is not finite.
         """
-        losses: list[float] = []
         if self.watched and self.compiled:
             self._check_python_values()
-        if start == 0 and self.compiled:
-            losses += self._eager_step(0)
-        while start + len(losses) < stop and not (losses and interrupted()):
-            first = start + len(losses)
-            if not self.compiled:
-                losses += self.eager.run(first, stop, interrupted)
-                break
-            chunk = self.step.noise.chunk
-            losses += self._block(first, min(stop, (first // chunk + 1) * chunk))
-        return losses
+        losses: list[Tensor] = []
+        step = start
+        while step < stop and not (losses and interrupted()):
+            losses.append(self._some(step, stop, interrupted))
+            step += len(losses[-1])
+        return torch.cat(losses)
 
-    def _block(self, start: int, stop: int) -> list[float]:
-        before = (self._carry or self.step.carry(), randomness.get_state(), self._schedule())
+    def _some(self, start: int, stop: int, interrupted: Callable[[], bool]) -> Tensor:
+        if not self.compiled:
+            return self.eager.run(start, stop, interrupted)
+        if start == 0:
+            return self._eager_step(0)
+        chunk = self.step.noise.chunk
+        return self._block(start, min(stop, (start // chunk + 1) * chunk))
+
+    def _block(self, start: int, stop: int) -> Tensor:
+        before = (self._carry or self.step.carry(), self._random_state(), self._schedule())
         own = self.step.block(start, stop)
         if changed := self.step.optimizer.changed_options():
             self._restore(before)
             self._leave(f"the scheduler changes {', '.join(changed)} of the optimizer, beside its learning rate")
-            return []
+            return torch.empty(0, dtype=torch.float64)
         carry, losses = self.scan(before[0], own, self.step.fixed())
         if not all(torch.isfinite(t).all() for t in (losses, *carry["params"])):
             self._explain(before, start, stop, losses)
         self._carry = carry
-        return losses.tolist()
+        return losses.to("cpu", torch.float64)
 
     def _explain(self, before: Any, start: int, stop: int, losses: Tensor) -> None:
         """Take the steps again, the one that fails eagerly, and raise its error."""
@@ -107,10 +110,13 @@ class CompiledLoop:
             self.eager.objective.program.parameters.constrained(self.eager.good),
         )
 
-    def _eager_step(self, step: int) -> list[float]:
+    def _eager_step(self, step: int) -> Tensor:
         numbers = {kind: value[0] for kind, value in self.step.noise.between(step, step + 1).items()}
         with Given(numbers):
             return self.eager.run(step, step + 1, lambda: False)
+
+    def _random_state(self) -> Any:
+        return randomness.get_state() if self.step.draws_itself else None
 
     def _schedule(self) -> Any:
         scheduler = self.eager.scheduler
@@ -118,7 +124,8 @@ class CompiledLoop:
 
     def _restore(self, before: Any) -> None:
         self._carry, random_state, schedule = before
-        randomness.set_state(random_state)
+        if random_state is not None:
+            randomness.set_state(random_state)
         if schedule is not None:
             self.eager.scheduler.load_state_dict(schedule[0])
             self.step.optimizer.load_settings(schedule[1])
@@ -129,12 +136,14 @@ class CompiledLoop:
             self._carry = None
 
     def _python_values(self) -> dict[str, Any]:
-        program = self.eager.objective.program
-        return python_values(program.model, program.guide)
+        """What the program holds fixed of what model and guide reach: numbers, and which tensors stand where."""
+        program, held = self.eager.objective.program, {id(t) for t in self.scan.held}
+        found = python_values(program.model, program.guide)
+        return {name: v for name, v in found.items() if not isinstance(v, Tensor) or id(v) in held}
 
     def _check_python_values(self) -> None:
         now = self._python_values()
-        changed = [name for name in self._held.keys() | now.keys() if self._held.get(name) != now.get(name)]
+        changed = [name for name, value in self._held.items() if not _same(now.get(name), value)]
         if changed:
             self._leave(
                 f"{sorted(changed)[0]!r} has changed between two steps, and the compiled program holds its old value: "
@@ -159,3 +168,7 @@ class CompiledLoop:
         self._carry = None
         self.compiled = state["compiled"]
         self.eager.load_state_dict(state)
+
+
+def _same(now: Any, then: Any) -> bool:
+    return now is then or (not isinstance(then, Tensor) and type(now) is type(then) and bool(now == then))

@@ -48,11 +48,11 @@ class EagerLoop:
         self.optimizer = make_optimizer(optim, self.params)
         self.scheduler = make_scheduler(scheduler, self.optimizer)
 
-    def run(self, start: int, stop: int, interrupted: Callable[[], bool]) -> list[float]:
+    def run(self, start: int, stop: int, interrupted: Callable[[], bool]) -> Tensor:
         """Steps ``start`` to ``stop``; fewer if ``interrupted`` says so between two of them.
 
         Returns:
-            The loss of each step, in nats.
+            The loss of each step taken, in nats, ``[n]``.
 
         Raises:
             NonFiniteError: at the first loss or gradient that is not finite, before it touches the parameters.
@@ -64,7 +64,7 @@ class EagerLoop:
                 losses.append(self._step(step))
                 if interrupted():
                     break
-        return losses
+        return torch.tensor(losses, dtype=torch.float64)
 
     def _step(self, step: int) -> float:
         args, weight = self.batches.get(step)

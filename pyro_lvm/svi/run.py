@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_lvm import randomness
@@ -19,6 +20,8 @@ from pyro_lvm.svi.loop import EagerLoop
 from pyro_lvm.svi.objective import Objective
 from pyro_lvm.svi.result import SVIResult
 from pyro_lvm.svi.stopping import FitState
+
+_LONG_BLOCK = 1_000
 
 
 class Run:
@@ -37,11 +40,17 @@ class Run:
     ) -> None:
         self.objective, self.loop, self.held_out = objective, loop, held_out
         self.num_steps, self.every, self.callbacks, self.kept, self.seed = num_steps, every, callbacks, kept, seed
-        self.losses: list[float] = []
+        self._losses = torch.empty(num_steps, dtype=torch.float64)
+        self.step = 0
         self.validation: dict[int, float] = {}
         self.seconds = 0.0
         self.finished = False
         self.compiled = isinstance(loop, CompiledLoop)
+
+    @property
+    def losses(self) -> Tensor:
+        """Of the steps taken."""
+        return self._losses[: self.step]
 
     def finish(self, progress: bool) -> SVIResult:
         """Take all steps that are left, or as many as callbacks and the user allow."""
@@ -56,7 +65,7 @@ class Run:
         return SVIResult(
             self.objective.program,
             self.loop.params,
-            losses=torch.tensor(self.losses, dtype=torch.float64),
+            losses=self.losses.clone(),
             target=self.objective.target,
             validation=self.validation,
             seconds=self.seconds,
@@ -71,39 +80,43 @@ class Run:
             self._save()
         with (
             _interrupts() as interrupted,
-            tqdm(total=self.num_steps, initial=len(self.losses), disable=not progress, unit=" steps") as bar,
+            tqdm(total=self.num_steps, initial=self.step, disable=not progress, unit=" steps") as bar,
         ):
             while not self.finished and not interrupted():
                 began = time.perf_counter()
-                step = len(self.losses)
-                stop = min(self.num_steps, (step // self.every + 1) * self.every)
-                self.losses += self.loop.run(step, stop, interrupted)
+                first, stop = self.step, self._next_stop()
+                taken = self.loop.run(first, stop, interrupted)
+                self.step += len(taken)
+                self._losses[first : self.step] = taken
                 self.compiled = self.loop.compiled
-                if len(self.losses) == stop:
+                if self.step == stop:
                     self.finished = self._between_blocks() or stop == self.num_steps
                 self.seconds += time.perf_counter() - began
-                bar.update(len(self.losses) - step)
-                recent = self.losses[-self.every :]
-                bar.set_postfix_str(f"loss {sum(recent) / len(recent):.4g}")
+                if progress:
+                    bar.update(len(taken))
+                    bar.set_postfix_str(f"loss {self.losses[-self.every :].mean():.4g}")
                 if self.kept is not None:
                     self._save()
 
+    def _next_stop(self) -> int:
+        """Where something comes between two steps; a compiled loop is not interrupted for nothing."""
+        idle = self.held_out is None and not self.callbacks and self.kept is None
+        block = max(self.every, _LONG_BLOCK) if idle and self.loop.compiled else self.every
+        return min(self.num_steps, (self.step // block + 1) * block)
+
     def _between_blocks(self) -> bool:
         """Validate, ask the callbacks; whether one of them stops the fit."""
-        program, step = self.objective.program, len(self.losses)
+        if self.held_out is None and not self.callbacks:
+            return False
+        program = self.objective.program
         with randomness.seeded(self.seed):
             if self.held_out is not None:
                 with program.parameters.evaluating():
-                    self.validation[step] = self.objective.value(self.loop.params, self.held_out)
+                    self.validation[self.step] = self.objective.value(self.loop.params, self.held_out)
             if not self.callbacks:
                 return False
-            state = FitState(
-                step,
-                torch.tensor(self.losses, dtype=torch.float64),
-                program.parameters.constrained(self.loop.params),
-                dict(self.validation),
-                self.every,
-            )
+            params = program.parameters.constrained(self.loop.params)
+            state = FitState(self.step, self.losses.clone(), params, dict(self.validation), self.every)
             return any([callback(state) for callback in self.callbacks])
 
     def _save(self) -> None:
@@ -111,7 +124,7 @@ class Run:
         self.kept.save(
             {
                 "loop": self.loop.state_dict(),
-                "losses": torch.tensor(self.losses, dtype=torch.float64),
+                "losses": self.losses.clone(),
                 "validation": self.validation,
                 "seconds": self.seconds,
                 "finished": self.finished,
@@ -120,7 +133,8 @@ class Run:
 
     def _resume(self, state: dict[str, Any]) -> None:
         self.loop.load_state_dict(state["loop"])
-        self.losses, self.validation = state["losses"].tolist(), state["validation"]
+        self.step, self.validation = len(state["losses"]), state["validation"]
+        self._losses[: self.step] = state["losses"]
         self.seconds, self.finished, self.compiled = state["seconds"], state["finished"], state["loop"]["compiled"]
 
 

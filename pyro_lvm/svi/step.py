@@ -29,6 +29,7 @@ class Step:
     Attributes:
         noise: The random numbers of each step.
         optimizer: The optimizer's step.
+        draws_itself: Whether it makes random numbers beside those that it is given.
 
     Raises:
         NotCompilable: for what only an eager loop can do.
@@ -43,6 +44,7 @@ class Step:
         self.parameters = loop.objective.program.parameters
         given, moved = self._look()
         self.optimizer = PureOptimizer(loop.optimizer, {name: loop.params[name] for name in moved})
+        self.draws_itself = bool(given.others)
         self.noise = Noise(seed, given.taken, next(iter(loop.params.values())).device)
         if isinstance(self.batches, ShuffledRows) and self.batches.short:
             self._check_short_batch(self.batches, given)
