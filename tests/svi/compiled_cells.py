@@ -104,26 +104,26 @@ QUICK = {
     "mean field": Cell("logistic"),
     "minibatches": Cell("logistic", batch_size=5),
     "minibatches, a short one": Cell("logistic", batch_size=10),
-    "eight schools, AMSGrad": Cell("eight_schools", optim=opt("AdamW", lr=0.02, amsgrad=True, weight_decay=0.1)),
     "mixture, two groups": Cell("mixture", optim=two_groups),
-    "HMM, schedule": Cell("hmm", scheduler=schedule("ExponentialLR", gamma=0.99)),
     "autoencoder, weighted minibatches": Cell(
         "autoencoder", lambda: E.TraceMeanField_ELBO(), batch_size=11, weighted=True
     ),
     "batch norm": Cell("autoencoder_batch_norm", batch_size=11, optim=opt("RMSprop", lr=0.01, momentum=0.5)),
-    "constraints": Cell("constrained", lambda: E.TraceSTL_ELBO(2), optim=opt("NAdam", lr=0.01)),
     "PPCA, float64": Cell("ppca", dtype=torch.float64, optim=opt("RAdam", lr=0.01)),
     "float64, written out": Cell("doubled", optim=opt("Adagrad", lr=0.1, lr_decay=0.01)),
     "discrete, score": Cell("discrete", lambda: E.TraceScore_ELBO(2), optim=opt("SGD", lr=0.01, momentum=0.9)),
     "discrete, VIMCO": Cell("discrete", lambda: E.TraceVIMCO_ELBO(3)),
     "rejection": Cell("rejection"),
-    "scale, masks and a hidden site": Cell("adorned"),
     "IWAE, dreg, warm-up": Cell("local", lambda: E.Beta(E.TraceIWAE_ELBO(3, "dreg"), 0.7, warm_up=90), batch_size=7),
     "Pyro's optimizer": Cell("logistic", optim=pyro.optim.Adam(by_name, clip_args={"clip_norm": 2.0})),
     "idle": Cell("idle", optim=opt("Adam", lr=0.05, weight_decay=0.2)),
 }
 
 SLOW = {
+    "constraints": Cell("constrained", lambda: E.TraceSTL_ELBO(2), optim=opt("NAdam", lr=0.01)),
+    "eight schools, AMSGrad": Cell("eight_schools", optim=opt("AdamW", lr=0.02, amsgrad=True, weight_decay=0.1)),
+    "scale, masks and a hidden site": Cell("adorned"),
+    "HMM, schedule": Cell("hmm", scheduler=schedule("ExponentialLR", gamma=0.99)),
     "groups, clipped": Cell("grouped", clip=1.0, scheduler=schedule("CosineAnnealingLR", T_max=150)),
     "Pyro modules": Cell("pyro_autoencoder"),
     "PyroSample": Cell("pyro_sample"),

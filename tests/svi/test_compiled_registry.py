@@ -176,9 +176,9 @@ COMPILED = {
     "minibatches, a short one": 120,
     "batch norm": 50,
     "logistic, AutoNormal": 40,
-    "float64, written out": 60,
 }
 COMPILED_SLOW = {
+    "float64, written out": 60,
     "HMM, schedule": 40,
     "rejection": 40,
     "IWAE, dreg, warm-up": 130,
