@@ -132,7 +132,7 @@ class Scan:
 
 
 def _leaves(tree: Any) -> Iterator[Tensor]:
-    """The tensors of a tree, in the order of torch's own function, which takes longer than the steps of small models."""
+    """The tensors of a tree, in the order of torch's own function, which takes longer than steps of small models."""
     if isinstance(tree, Tensor):
         yield tree
     else:
@@ -197,6 +197,8 @@ class _NumberIndices(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__):
             raise NotCompilable(_READS)
+        if func is torch._is_all_true:  # asked by distributions that were made while validation was on
+            return True
         if func is Tensor.__getitem__:
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             if isinstance(index[0], Tensor) and all(_is_number(i) for i in index if isinstance(i, Tensor)):
@@ -241,6 +243,8 @@ def _trace(fn: Callable[..., list[Tensor]], examples: list[Tensor]) -> fx.GraphM
             graph = make_fx(watched)(*copies)
     except Exception as error:
         raise NotCompilable(f"{_blamed_line(error)}{_first_line(error)}") from error
+    if not all(isinstance(getattr(graph, n.target), Tensor) for n in graph.graph.nodes if n.op == "get_attr"):
+        raise NotCompilable("it draws random numbers from a generator of its own, which a compiled program cannot")
     spread_failures(graph.graph)
     narrow(graph.graph)
     multiply(graph.graph)
@@ -282,7 +286,8 @@ def _compile_scan(step: fx.GraphModule, carry: list[Tensor], x: list[Tensor], fi
         return inputs[-1]
 
     def same(tensor: Tensor) -> fx.Node:
-        return take(fake.from_tensor(tensor, static_shapes=True))
+        unlike_others = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+        return take(fake.from_tensor(unlike_others, static_shapes=True))
 
     def of_each_step(tensor: Tensor) -> fx.Node:
         steps = tensor.new_empty(_EXAMPLE_STEPS, *tensor.shape)

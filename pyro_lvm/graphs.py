@@ -165,6 +165,17 @@ _FEW_PRODUCTS = 100_000
 _MANY_PRODUCTS = 2_000_000
 
 
+@torch.library.custom_op("pyro_lvm::product", mutates_args=())
+def product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    """``a @ b + bias`` by oneDNN, on some processors twice as fast as the library that torch takes for matrices."""
+    return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
+
+
+@product.register_fake
+def _(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[1])
+
+
 def multiply(graph: fx.Graph) -> None:
     """Matrix products in the fastest form: those with a vector as a loop among others, large ones by oneDNN."""
     for node in [n for n in graph.nodes if n.target in (aten.mm.default, aten.addmm.default)]:
@@ -173,12 +184,10 @@ def multiply(graph: fx.Graph) -> None:
         (m, k), n = left.shape, right.shape[1]
         with graph.inserting_before(node):
             if min(m, n) == 1 and m * k * n <= _FEW_PRODUCTS:
-                product = _as_loop(graph, a, b, n)
-                new = graph.call_function(aten.add.Tensor, (bias[0], product)) if bias else product
+                new = _as_loop(graph, a, b, n)
+                new = graph.call_function(aten.add.Tensor, (bias[0], new)) if bias else new
             elif m * k * n >= _MANY_PRODUCTS and left.device.type == "cpu" and left.dtype == torch.float32:
-                rows = graph.call_function(aten.permute.default, (b, [1, 0]))
-                given = (a, rows, bias[0] if bias else None, "none", [], "")
-                new = graph.call_function(torch.ops.mkldnn._linear_pointwise.default, given)
+                new = graph.call_function(torch.ops.pyro_lvm.product.default, (a, b, bias[0] if bias else None))
             else:
                 continue
             new.meta["val"] = _value(node)
@@ -219,28 +228,35 @@ _COSTLY = {
 
 
 def settle(graph: fx.Graph) -> None:
-    """Compute small tensors once; the compiler would compute them again for each element of a large one they meet."""
+    """Compute costly numbers once; the compiler would compute them again for every part of a tensor that they meet."""
     settled: set[fx.Node] = set()
     costly: dict[fx.Node, bool] = {}
     for node in list(graph.nodes):
         inputs = [arg for arg in node.args if isinstance(arg, fx.Node)]
-        smooth = node.target in _POINTWISE or node.target in _VIEWS
-        costly[node] = node.target in _COSTLY or (smooth and any(costly[arg] for arg in inputs))
-        if node.target not in _POINTWISE:
+        through = node.target in _POINTWISE or node.target in _VIEWS
+        costly[node] = node.target in _COSTLY or (through and any(costly[arg] for arg in inputs))
+        if node.target not in _POINTWISE or _size(node) < _MANY_NUMBERS:
             continue
         for arg in inputs:
-            core = arg.args[0] if arg.target is aten.expand.default else arg
-            if core in settled or not costly[core] or _value(core).numel() > 1 or _value(node).numel() < _MANY_NUMBERS:
-                continue
-            value = _value(core)
-            with graph.inserting_after(core):
-                shape = list(value.shape)
-                strides = list(torch.empty(shape, device="meta").stride())
-                held = graph.call_function(aten.as_strided.default, (core, shape, strides, 0))
-            held.meta["val"] = value
-            core.replace_all_uses_with(held, delete_user_cb=lambda user, held=held: user is not held)
-            settled |= {core, held}
-            costly[held] = False
+            core: Any = arg.args[0] if arg.target is aten.expand.default else arg
+            if core not in settled and costly[core] and _size(core) == 1:
+                with graph.inserting_after(core):
+                    held = _in_memory(graph, core, list(_value(core).shape))
+                held.meta["val"] = _value(core)
+                core.replace_all_uses_with(held, delete_user_cb=lambda user, held=held: user is not held)
+                settled |= {core, held}
+                costly[held] = False
+
+
+def _in_memory(graph: fx.Graph, node: fx.Node, shape: list[int]) -> fx.Node:
+    """A view by strides, for which the compiler has to write the tensor down."""
+    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    return graph.call_function(aten.as_strided.default, (node, shape, strides, 0))
+
+
+def _size(node: fx.Node) -> int:
+    value = _value(node)
+    return value.numel() if isinstance(value, Tensor) else 0
 
 
 _VIEWS = {

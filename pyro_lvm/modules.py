@@ -99,21 +99,18 @@ def reachable_modules(program: Any) -> Iterator[tuple[str, nn.Module]]:
             yield getattr(thing, "_pyro_name", "") or name, thing
 
 
-def python_values(*programs: Any) -> dict[str, Any]:
-    """The numbers, strings and tensors that the programs reach, by name; of libraries' modules the tensors alone."""
-    found: dict[str, Any] = {}
-    for name, thing in (pair for program in programs for pair in _reachable(program)):
-        if isinstance(thing, nn.Module):
-            for path, part in thing.named_modules(prefix=name):
-                own = vars(part) if _is_users(type(part)) else {"training": part.training}
-                held = own | part._parameters | part._buffers
-                found |= {f"{path}.{key}".lstrip("."): v for key, v in held.items() if isinstance(v, _VALUES)}
+def python_values(*programs: Any) -> dict[str, list[Any]]:
+    """The numbers, strings and tensors that the programs reach, modules of theirs included, by their last name."""
+    found: dict[str, list[Any]] = {}
+    for name, thing in (pair for program in programs for pair in _reachable(program, into_modules=True)):
+        if isinstance(thing, np.ndarray):
+            found.setdefault(name, []).append(thing.tobytes() if thing.size <= _FEW else id(thing))
         elif isinstance(thing, _VALUES):
-            found[name] = thing
+            found.setdefault(name, []).append(thing)
     return found
 
 
-def _reachable(program: Any) -> Iterator[tuple[str, Any]]:
+def _reachable(program: Any, into_modules: bool = False) -> Iterator[tuple[str, Any]]:
     """All that a program is, belongs to, or reaches by closure, globals, attributes and arguments."""
     seen: set[int] = set()
     todo: deque[tuple[str, Any]] = deque([("", program)])
@@ -127,8 +124,8 @@ def _reachable(program: Any) -> Iterator[tuple[str, Any]]:
         seen.add(id(thing))
         yield name, thing
         if isinstance(thing, nn.Module):
-            continue
-        if isinstance(thing, functools.partial):
+            todo += _attributes(thing) if into_modules else []
+        elif isinstance(thing, functools.partial):
             todo += [("", thing.func), *(("", a) for a in thing.args), *thing.keywords.items()]
         elif inspect.ismethod(thing):
             todo += [("", thing.__self__), (name, thing.__func__)]
@@ -139,8 +136,15 @@ def _reachable(program: Any) -> Iterator[tuple[str, Any]]:
         elif isinstance(thing, dict):
             todo += [(str(key), t) for key, t in thing.items() if _is_looked_at(t, thing)]
         elif not isinstance(thing, type | types.ModuleType) and _is_users(type(thing)):
-            todo += list(getattr(thing, "__dict__", {}).items())
+            todo += _attributes(thing)
             todo += [(name, attribute) for key, attribute in vars(type(thing)).items() if key == "__call__"]
+
+
+def _attributes(thing: Any) -> list[tuple[str, Any]]:
+    """Those of a thing itself, and the values that its users' classes hold for it."""
+    shared = [vars(kind).items() for kind in type(thing).__mro__ if _is_users(kind)]
+    held = [(key, v) for items in shared for key, v in items if isinstance(v, (*_VALUES, list, dict, tuple))]
+    return [(key, v) for key, v in held if not key.startswith("__")] + list(getattr(thing, "__dict__", {}).items())
 
 
 def _is_looked_at(thing: Any, container: Any) -> bool:

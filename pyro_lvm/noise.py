@@ -95,22 +95,22 @@ Take = Callable[[str, Tensor], Tensor]
 
 
 def _randn(take: Take, size: Any, **options: Any) -> Tensor:
-    return take("normal", torch.empty(size, **options))
+    return take("normal", torch.empty(size, **options)).clone()
 
 
 def _rand(take: Take, size: Any, **options: Any) -> Tensor:
-    return take("uniform", torch.empty(size, **options))
+    return take("uniform", torch.empty(size, **options)).clone()
 
 
 def _randn_like(take: Take, like: Tensor, **options: Any) -> Tensor:
-    return take("normal", torch.empty_like(like, **options))
+    return take("normal", torch.empty_like(like, **options)).clone()
 
 
 def _rand_like(take: Take, like: Tensor, **options: Any) -> Tensor:
-    return take("uniform", torch.empty_like(like, **options))
+    return take("uniform", torch.empty_like(like, **options)).clone()
 
 
-def _normal(take: Take, mean: Any, std: Any, size: Any = None, **options: Any) -> Tensor:
+def _normal(take: Take, mean: Any, std: Any = 1.0, size: Any = None, **options: Any) -> Tensor:
     like = torch.empty(size, **options) if size is not None else torch.empty_like(mean + std)
     return take("normal", like) * std + mean
 
@@ -162,7 +162,7 @@ def _dropout(take: Take, x: Tensor, p: float, train: bool | None) -> tuple[Tenso
     if train is False:
         return x, torch.ones_like(x, dtype=torch.bool)
     kept = take("uniform", x) >= p
-    return x * kept / (1 - p), kept
+    return x * kept * (1 / (1 - p) if p < 1 else 0.0), kept
 
 
 def _multinomial(take: Take, probs: Tensor, num_samples: int, replacement: bool = False, **_: Any) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 
+from pyro_lvm import randomness
 from pyro_lvm.compiling import NotCompilable, check_support
 from pyro_lvm.svi.compiled import CompiledLoop
 from pyro_lvm.svi.loop import EagerLoop
@@ -40,6 +41,7 @@ def choose_loop(
     if automatic and num_steps < FEWEST_STEPS:
         _log.info("compile='auto': eager, since compiling would not pay within %d steps", num_steps)
         return loop
+    random_state = randomness.get_state()
     try:
         check_support()
         made = CompiledLoop(loop, seed, compile is True, watched)
@@ -50,10 +52,18 @@ def choose_loop(
             _log.info("compile='auto': eager, since compiling would not pay for %s", told)
             return loop
         made.scan.compile()
-    except NotCompilable as error:
+    except Exception as error:  # what is wrong with the fit itself, the eager loop tells better
         if compile is True:
-            raise ValueError(f"compile=True: {error}") from error
-        warnings.warn(f"the fit runs eagerly, for it cannot be compiled: {error}", RuntimeWarning, stacklevel=3)
+            raise ValueError(f"compile=True: {_reason(error)}") from error
+        warnings.warn(
+            f"the fit runs eagerly, for it cannot be compiled: {_reason(error)}", RuntimeWarning, stacklevel=3
+        )
         return loop
+    finally:
+        randomness.set_state(random_state)
     _log.info("compile=%r: compiled, %s", compile, told)
     return made
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, NotCompilable) else f"{type(error).__name__}: {error}"

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_lvm import randomness
-from pyro_lvm.compiling import Scan
+from pyro_lvm.compiling import NotCompilable, Scan
 from pyro_lvm.modules import python_values
 from pyro_lvm.noise import Given
 from pyro_lvm.svi.loop import EagerLoop
-from pyro_lvm.svi.nonfinite import NonFiniteError
 from pyro_lvm.svi.step import Step, Tree
+
+
+class _Before(NamedTuple):
+    """Where a block began."""
+
+    start: int
+    carry: Tree
+    random_state: Any
+    schedule: Any
 
 
 class CompiledLoop:
@@ -40,11 +48,16 @@ class CompiledLoop:
 
     def __init__(self, eager: EagerLoop, seed: int, required: bool, watched: bool) -> None:
         self.eager, self.required, self.watched = eager, required, watched
+        programs = (eager.objective.program.model, eager.objective.program.guide)
         self.step = Step(eager, seed)
+        before = _fixed(python_values(*programs))
         self.scan = Scan(self.step, *self.step.example())
         self.compiled = True
         self._carry: Tree | None = None  # of the steps taken, as long as the eager loop does not know it
-        self._held = self._python_values() if watched else {}
+        self._blocks: list[_Before] = []  # the last two
+        self._held = self._python_values()
+        if changed := _differences(before, _fixed(python_values(*programs))):
+            raise NotCompilable(f"{changed[0]!r} changes as model and guide run: keep it in a tensor, or leave it out")
 
     @property
     def params(self) -> dict[str, Tensor]:
@@ -79,38 +92,44 @@ class CompiledLoop:
         return self._block(start, min(stop, (start // chunk + 1) * chunk))
 
     def _block(self, start: int, stop: int) -> Tensor:
-        before = (self._carry or self.step.carry(), self._random_state(), self._schedule())
+        before = _Before(start, self._carry or self.step.carry(), self._random_state(), self._schedule())
         own = self.step.block(start, stop)
         if changed := self.step.optimizer.changed_options():
             self._restore(before)
             self._leave(f"the scheduler changes {', '.join(changed)} of the optimizer, beside its learning rate")
             return torch.empty(0, dtype=torch.float64)
-        carry, losses = self.scan(before[0], own, self.step.fixed())
+        carry, losses = self.scan(before.carry, own, self.step.fixed())
+        self._blocks = [*self._blocks[-1:], before]
         if not all(torch.isfinite(t).all() for t in (losses, *carry["params"])):
-            self._explain(before, start, stop, losses)
+            return self._replay(start, stop, losses)
         self._carry = carry
         return losses.to("cpu", torch.float64)
 
-    def _explain(self, before: Any, start: int, stop: int, losses: Tensor) -> None:
-        """Take the steps again, the one that fails eagerly, and raise its error."""
-        bad = int((~torch.isfinite(losses)).float().argmax()) if not torch.isfinite(losses).all() else len(losses)
-        good = max(0, bad - 1)  # the gradient of the step before may be what failed
+    def _replay(self, start: int, stop: int, losses: Tensor) -> Tensor:
+        """Take the steps of a block that went wrong again, the failing one and its predecessor eagerly.
+
+        Returns:
+            The losses of the block, if no step fails: parameters that overflow fail in the step after.
+        """
+        finite = torch.isfinite(losses)
+        bad = stop if finite.all() else start + int((~finite).to(torch.uint8).argmax())
+        # The gradient of the step before may be what failed, and the parameters of the one before that are good.
+        first = max(bad - 2, self._blocks[0].start)
+        before = next(block for block in reversed(self._blocks) if block.start <= first)
         self._restore(before)
-        if good:
-            self._carry, _ = self.scan(before[0], self.step.block(start, start + good), self.step.fixed())
-        self._tell_eager()
-        for name, value in self.eager.params.items():
-            self.eager.good[name].copy_(value.detach())
-        for step in range(start + good, stop):
-            self._eager_step(step)
-        raise NonFiniteError(
-            start + bad,
-            None,
-            "the compiled loss is not finite, though the eager one is",
-            self.eager.objective.program.parameters.constrained(self.eager.good),
-        )
+        done = before.start
+        while done < first:  # in the chunks of the noise
+            chunk = self.step.noise.chunk
+            until = min(first, (done // chunk + 1) * chunk)
+            self._carry, _ = self.scan(self._carry, self.step.block(done, until), self.step.fixed())
+            done = until
+        again = [self._eager_step(step) for step in range(first, stop)]
+        if not finite.all():
+            self._leave(f"the compiled loss of step {bad} is not finite, though the eager one is")
+        return torch.cat([losses[: max(0, first - start)].double(), *again[max(0, start - first) :]])
 
     def _eager_step(self, step: int) -> Tensor:
+        self._tell_eager()
         numbers = {kind: value[0] for kind, value in self.step.noise.between(step, step + 1).items()}
         with Given(numbers):
             return self.eager.run(step, step + 1, lambda: False)
@@ -122,32 +141,29 @@ class CompiledLoop:
         scheduler = self.eager.scheduler
         return None if scheduler is None else copy.deepcopy((scheduler.state_dict(), self.step.optimizer.settings()))
 
-    def _restore(self, before: Any) -> None:
-        self._carry, random_state, schedule = before
-        if random_state is not None:
-            randomness.set_state(random_state)
-        if schedule is not None:
-            self.eager.scheduler.load_state_dict(schedule[0])
-            self.step.optimizer.load_settings(schedule[1])
+    def _restore(self, before: _Before) -> None:
+        self._carry = before.carry
+        if before.random_state is not None:
+            randomness.set_state(before.random_state)
+        if before.schedule is not None:
+            self.eager.scheduler.load_state_dict(before.schedule[0])
+            self.step.optimizer.load_settings(before.schedule[1])
 
     def _tell_eager(self) -> None:
         if self._carry is not None:
             self.step.write(self._carry)
             self._carry = None
 
-    def _python_values(self) -> dict[str, Any]:
+    def _python_values(self) -> dict[str, list[Any]]:
         """What the program holds fixed of what model and guide reach: numbers, and which tensors stand where."""
-        program, held = self.eager.objective.program, {id(t) for t in self.scan.held}
-        found = python_values(program.model, program.guide)
-        return {name: v for name, v in found.items() if not isinstance(v, Tensor) or id(v) in held}
+        program = self.eager.objective.program
+        return _fixed(python_values(program.model, program.guide), self.scan.held)
 
     def _check_python_values(self) -> None:
-        now = self._python_values()
-        changed = [name for name, value in self._held.items() if not _same(now.get(name), value)]
-        if changed:
+        if changed := _differences(self._held, self._python_values()):
             self._leave(
-                f"{sorted(changed)[0]!r} has changed between two steps, and the compiled program holds its old value: "
-                "keep it in a tensor (a buffer) and change that in place"
+                f"{changed[0]!r} has changed between two steps, and the compiled program holds its old value: keep it "
+                "in a tensor (a buffer) and change that in place"
             )
 
     def _leave(self, reason: str) -> None:
@@ -170,5 +186,19 @@ class CompiledLoop:
         self.eager.load_state_dict(state)
 
 
-def _same(now: Any, then: Any) -> bool:
-    return now is then or (not isinstance(then, Tensor) and type(now) is type(then) and bool(now == then))
+def _fixed(values: dict[str, list[Any]], tensors: Sequence[Tensor] = ()) -> dict[str, list[Any]]:
+    """Numbers and strings, and of the tensors these."""
+    ids = {id(t) for t in tensors}
+    return {name: [v for v in found if not isinstance(v, Tensor) or id(v) in ids] for name, found in values.items()}
+
+
+def _differences(then: dict[str, list[Any]], now: dict[str, list[Any]]) -> list[str]:
+    """The names under which there are other numbers or strings, or other tensors."""
+
+    def same(a: Any, b: Any) -> bool:
+        return a is b or (not isinstance(a, Tensor) and type(a) is type(b) and bool(a == b))
+
+    def equal(ours: list[Any], theirs: list[Any]) -> bool:
+        return len(ours) == len(theirs) and all(map(same, ours, theirs))
+
+    return sorted(name for name in then.keys() | now.keys() if not equal(then.get(name, []), now.get(name, [])))

@@ -112,6 +112,7 @@ class EagerLoop:
         with torch.no_grad():
             for name, v in self.params.items():
                 v.copy_(state["params"][name])
+                self.good[name].copy_(v)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])

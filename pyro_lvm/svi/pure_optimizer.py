@@ -151,6 +151,7 @@ class PureOptimizer:
         """One step; it reads and writes nothing but its arguments and results."""
         optimizer, leaves = self._on(vectors, grads, states, rates)
         name = type(optimizer).__name__
+        versions = [rate._version for rate in rates]
         for group in optimizer.param_groups if type(optimizer) in _BRANCHING else []:
             group["capturable"] = True
         try:
@@ -158,7 +159,8 @@ class PureOptimizer:
                 bare_step(optimizer)
         except NotCompilable as error:
             raise NotCompilable(f"the optimizer {name} cannot be traced ({error}); torch.optim.Adam can") from error
-        if any(group["lr"] is not rate for group, rate in zip(optimizer.param_groups, rates, strict=True)):
+        now = [group.get("lr", rate) for group, rate in zip(optimizer.param_groups, rates, strict=True)]
+        if any(n is not rate or n._version != v for n, rate, v in zip(now, rates, versions, strict=True)):
             raise NotCompilable(f"the optimizer {name} changes its learning rate by itself: use scheduler=")
         return [p.detach().reshape(-1) for p in leaves], [_flat(optimizer.state[p]) for p in leaves]
 

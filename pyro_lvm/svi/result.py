@@ -128,7 +128,7 @@ def load(
         raise ValueError(f"{str(path)!r} holds parameters {found}, but this model and guide have {expected}")
     values = {name: v.to(here[name].device) for name, v in state["params"].items()}
     parameters.write(values)
-    parameters.write_untrained(values)
+    parameters.write_untrained({path: values[path] for path in parameters.untrained()})
     if (owner := awaits_start(model)) is not None:
         owner.initialized = True
     return SVIResult._from_state(program, state | {"params": values})

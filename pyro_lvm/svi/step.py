@@ -38,6 +38,10 @@ class Step:
     def __init__(self, loop: EagerLoop, seed: int) -> None:
         if not isinstance(loop.objective.elbo, Estimator):
             raise NotCompilable(f"{type(loop.objective.elbo).__name__} is none of the estimators in pyro_lvm.elbo")
+        if isinstance(loop.optimizer, torch.optim.LBFGS):
+            raise NotCompilable(
+                "L-BFGS takes several losses in a step: use another optimizer, such as torch.optim.Adam"
+            )
         if not isinstance(loop.batches, HeldBatches):
             raise NotCompilable("a DataLoader makes its batches in Python: pass the data themselves and batch_size=")
         self.loop, self.batches = loop, loop.batches
@@ -77,7 +81,7 @@ class Step:
             kind: torch.full((2 * count,), 0.0 if kind[0] == "normal" else 0.5, dtype=kind[1], device=self.noise.device)
             for kind, count in given.taken.items()
         }
-        values = {name: v.detach() for name, v in self.loop.params.items()}
+        values = {name: v.detach().requires_grad_() for name, v in self.loop.params.items()}
         args, weight = batches.get(last)
         own = self._own(last)
         with torch.no_grad():
