@@ -31,6 +31,8 @@ _ELEMENTWISE = {
 _BRANCHING = {torch.optim.RAdam, torch.optim.ASGD}  # on a number, but for a form made for CUDA graphs
 _NUMBERS = ("step", "mu_product", "eta", "mu")  # in their states; all else there has the shape of the parameter
 
+_LARGE = 50_000  # numbers in a parameter: from here on a copy costs more than a vector of its own
+
 State = dict[str, Tensor]
 
 
@@ -42,7 +44,7 @@ class Unit:
         group: The index of their parameter group.
         names: Of the parameters.
         shapes: Of the parameters.
-        alone: Whether it is one parameter of an optimizer that looks at its shape.
+        alone: Whether it is one parameter in its own shape.
     """
 
     group: int
@@ -76,7 +78,8 @@ class PureOptimizer:
             held = [p for p in group["params"] if id(p) in names]
             alike: dict[Any, list[Tensor]] = defaultdict(list)
             for j, p in enumerate(held):
-                alike[(p.dtype, p.device) if type(optimizer) in _ELEMENTWISE else j].append(p)
+                together = type(optimizer) in _ELEMENTWISE and p.numel() < _LARGE
+                alike[(p.dtype, p.device) if together else j].append(p)
             for key, parts in alike.items():
                 unit_names = tuple(names[id(p)] for p in parts)
                 self.units.append(Unit(i, unit_names, tuple(p.shape for p in parts), isinstance(key, int)))
