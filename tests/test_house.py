@@ -27,6 +27,7 @@ ORDER = (
     "sites",
     "vectorize",
     "noise",
+    "graphs",
     "compiling",
     "nn",
     "transforms",

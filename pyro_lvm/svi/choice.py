@@ -13,10 +13,10 @@ from pyro_lvm.svi.loop import EagerLoop
 _log = logging.getLogger(__name__)
 
 # Measured on two cores: what an eager step takes for each operation of the traced step, and what compiling takes.
-_SECONDS_AN_OPERATION = 4e-6
-_SECONDS_TO_COMPILE = 4.0
-_SECONDS_TO_COMPILE_AN_OPERATION = 8e-3
-FEWEST_STEPS = 2_000  # with fewer, already the trace takes longer than it could bring
+_SECONDS_AN_OPERATION = 5e-6
+_SECONDS_TO_COMPILE = 5.0
+_SECONDS_TO_COMPILE_AN_OPERATION = 10e-3
+FEWEST_STEPS = 2_001  # with fewer, no step is large enough for compiling to pay, so that it is not even traced
 
 
 def choose_loop(
