@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import traceback
 import warnings
@@ -27,7 +28,11 @@ from pyro_lvm.graphs import drop_unused, lift_constants, multiply, narrow, settl
 aten = torch.ops.aten
 
 _TESTED = ("2.13",)
-_OPTIONS = {"cpp_wrapper": True, "cpp.enable_floating_point_contract_flag": "fast"}
+_OPTIONS = {
+    "cpp_wrapper": True,
+    "cpp.enable_floating_point_contract_flag": "fast",
+    "cpp.vec_isa_ok": True,  # what the processor says of itself, without six test programs
+}
 _EXAMPLE_STEPS = 512  # any number but 0 and 1, which the compiler would take for constants
 _MANY_NUMBERS = 100_000  # in one tensor, from which on more threads than one bring more than they cost
 _READS = "it reads the value of a tensor into Python, as .item(), float(), tolist() or an if over a tensor do"
@@ -90,8 +95,8 @@ class Scan:
         """Whatever differs between two traces of one step would stay as it was in the first of them."""
         same = self.graph.code == again.code and all(map(_equal, self.held, constants))
         if not same:
-            lines = zip(self.graph.code.splitlines(), again.code.splitlines(), strict=False)
-            told = next((f" ({a.strip()!r}, then {b.strip()!r})" for a, b in lines if a != b), "")
+            words = zip(self.graph.code.split(), again.code.split(), strict=False)
+            told = next((f" ({a.strip('(),;')}, then {b.strip('(),;')})" for a, b in words if a != b), "")
             raise NotCompilable(
                 f"a number of Python's changes from run to run{told}, and a compiled program would hold its first "
                 "value: draw random numbers by torch or Pyro, and keep what changes in a tensor"
@@ -296,14 +301,25 @@ def _compile_scan(step: fx.GraphModule, carry: list[Tensor], x: list[Tensor], fi
         return take(fake.from_tensor(steps, symbolic_context=context, source=source))
 
     arguments = [list(map(same, carry)), list(map(of_each_step, x)), tuple(map(same, fixed))]
-    result = graph.call_function(torch.ops.higher_order.scan, (graph.get_attr("step"), *arguments))
+    scan = torch.ops.higher_order.scan
+    result = graph.call_function(scan, (graph.get_attr("step"), *arguments))
     num_outputs = len(next(node for node in step.graph.nodes if node.op == "output").args[0])
     graph.output(tuple(graph.call_function(getitem, (result, i)) for i in range(num_outputs)))
     root = torch.nn.Module()
     root.step = step
     program = fx.GraphModule(root, graph)
-    with config.patch(_OPTIONS), tracing(TracingContext(fake)):
+    with config.patch(_OPTIONS), tracing(TracingContext(fake)), _cacheable(scan):
         return compile_fx(program, [node.meta["val"] for node in inputs])  # type: ignore[return-value]
+
+
+@contextmanager
+def _cacheable(operator: Any) -> Iterator[None]:
+    """Torch's compiler may keep programs with this operator: here all of a step stands in the text of its graph."""
+    before, operator._cacheable = operator._cacheable, True
+    try:
+        yield
+    finally:
+        operator._cacheable = before
 
 
 @contextmanager
@@ -328,6 +344,12 @@ def _flushes() -> bool:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """What torch's compiler says about its own work is nothing that a user could act on."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    log = logging.getLogger("torch._inductor")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)

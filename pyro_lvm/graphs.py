@@ -83,7 +83,7 @@ def narrow(graph: fx.Graph) -> None:
             continue
         shape = _value(node).shape
         tensors = [arg for arg in node.args if isinstance(arg, fx.Node) and isinstance(_value(arg), Tensor)]
-        cores = {arg: arg.args[0] if arg.target is aten.expand.default else arg for arg in tensors}
+        cores: dict[Any, Any] = {arg: arg.args[0] if arg.target is aten.expand.default else arg for arg in tensors}
         small = torch.broadcast_shapes(*(_value(core).shape for core in cores.values())) if cores else shape
         if math.prod(small) >= shape.numel():
             continue

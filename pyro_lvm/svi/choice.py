@@ -6,7 +6,7 @@ import logging
 import warnings
 
 from pyro_lvm import randomness
-from pyro_lvm.compiling import NotCompilable, check_support
+from pyro_lvm.compiling import NotCompilable
 from pyro_lvm.svi.compiled import CompiledLoop
 from pyro_lvm.svi.loop import EagerLoop
 
@@ -43,7 +43,6 @@ def choose_loop(
         return loop
     random_state = randomness.get_state()
     try:
-        check_support()
         made = CompiledLoop(loop, seed, compile is True, watched)
         pays = num_steps * made.scan.size * _SECONDS_AN_OPERATION
         costs = _SECONDS_TO_COMPILE + made.scan.size * _SECONDS_TO_COMPILE_AN_OPERATION

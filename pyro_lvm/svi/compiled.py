@@ -17,6 +17,8 @@ from pyro_lvm.noise import Given
 from pyro_lvm.svi.loop import EagerLoop
 from pyro_lvm.svi.step import Step, Tree
 
+_SCHEDULED = "the scheduler changes {} of the optimizer, beside its learning rate"
+
 
 class _Before(NamedTuple):
     """Where a block began."""
@@ -56,6 +58,7 @@ class CompiledLoop:
         self._carry: Tree | None = None  # of the steps taken, as long as the eager loop does not know it
         self._blocks: list[_Before] = []  # the last two
         self._held = self._python_values()
+        self._check_schedule()
         if changed := _differences(before, _fixed(python_values(*programs))):
             raise NotCompilable(f"{changed[0]!r} changes as model and guide run: keep it in a tensor, or leave it out")
 
@@ -96,7 +99,7 @@ class CompiledLoop:
         own = self.step.block(start, stop)
         if changed := self.step.optimizer.changed_options():
             self._restore(before)
-            self._leave(f"the scheduler changes {', '.join(changed)} of the optimizer, beside its learning rate")
+            self._leave(_SCHEDULED.format(", ".join(changed)))
             return torch.empty(0, dtype=torch.float64)
         carry, losses = self.scan(before.carry, own, self.step.fixed())
         self._blocks = [*self._blocks[-1:], before]
@@ -136,6 +139,19 @@ class CompiledLoop:
 
     def _random_state(self) -> Any:
         return randomness.get_state() if self.step.draws_itself else None
+
+    def _check_schedule(self) -> None:
+        if self.eager.scheduler is None:
+            return
+        before = _Before(0, self.step.example()[0], None, self._schedule())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            self.eager.scheduler.step()
+        changed = self.step.optimizer.changed_options()
+        self._restore(before)
+        self._carry = None
+        if changed:
+            raise NotCompilable(_SCHEDULED.format(", ".join(changed)))
 
     def _schedule(self) -> Any:
         scheduler = self.eager.scheduler

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -172,9 +173,12 @@ def fit(
             what |= {"num_steps": num_steps, "batch_size": batch_size, "clip": clip, "every": every}
             what |= {"plate": plate, "rows": rows, "num_rows": num_rows, "seed": seed, "device": device}
             kept = Checkpoint(path, what)
+        began = time.perf_counter()
         recorded = None if kept is None else kept.compiled
         chosen = choose_loop(loop, compile, num_steps, seed, watched=bool(callbacks), recorded=recorded)
-        return Run(objective, chosen, held_out, num_steps, every, list(callbacks), kept, seed).finish(progress)
+        run = Run(objective, chosen, held_out, num_steps, every, list(callbacks), kept, seed)
+        run.seconds = time.perf_counter() - began
+        return run.finish(progress)
 
 
 def _check_batches(batch_size: int | None, num_rows: int | None) -> None:
