@@ -250,7 +250,6 @@ def test_examples_that_are_one_tensor_are_told_apart():
     assert [a[0], b[0], y[0]] == [1.0, 5.0, 5.0]
 
 
-@pytest.mark.xfail(strict=True, reason="the compiler is shown the one tensor, and calls it an alias")
 def test_examples_that_are_one_tensor_compile():
     scan = compiled(two_of_a_kind, TWINS, TWINS, TWINS)
     xs = {"a": torch.ones(4, 3), "b": torch.full((4, 3), 2.0)}
@@ -260,7 +259,6 @@ def test_examples_that_are_one_tensor_compile():
     assert y.unique().tolist() == [5.0]
 
 
-@pytest.mark.xfail(strict=True, reason="the draws of randn are views of the given numbers, which a scan may not change")
 def test_draws_may_be_changed_in_place():
     def step(carry, x, fixed):
         with Given(x):

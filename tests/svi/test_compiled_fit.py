@@ -194,7 +194,6 @@ def in_place(x):
     pyro.factor("told", noise + 0 * (z + pyro.param("a", torch.tensor(0.0))))
 
 
-@pytest.mark.xfail(strict=True, reason="a random tensor that is changed in place is an input that is changed")
 def test_random_numbers_may_be_changed_in_place():
     told = -fit(in_place, summed_guide, torch.zeros(1), num_steps=2_000).losses.numpy()
     standard(told, 0.0, 4.0, 3 * 16.0)
@@ -205,12 +204,10 @@ def default_scale(x):
     pyro.factor("told", torch.normal(torch.zeros(())) + 0 * pyro.param("a", torch.tensor(0.0)))
 
 
-@pytest.mark.xfail(strict=True, reason="the scale that torch.normal has by default is not known to the given numbers")
 def test_random_numbers_of_a_scale_by_default():
     standard(-fit(default_scale, summed_guide, torch.zeros(1), num_steps=2_000).losses.numpy(), 0.0, 1.0, 3.0)
 
 
-@pytest.mark.xfail(strict=True, reason="a generator in a traced graph is taken for a tensor")
 def test_a_generator_of_the_users_runs_eagerly_or_goes_on_in_each_step(monkeypatch):
     monkeypatch.setattr(choice, "FEWEST_STEPS", 0)
     generator = torch.Generator().manual_seed(1)
@@ -230,7 +227,6 @@ def regression(x, y):
         pyro.sample("y", dist.Normal(pyro.param("slope", torch.tensor(0.3)) * x, 1.0), obs=y)
 
 
-@pytest.mark.xfail(strict=True, reason="the compiler is shown the one tensor, and calls it an alias")
 def test_one_tensor_may_be_given_twice():
     result = fit(regression, None, X, X, num_steps=100)
     assert torch.equal(result.losses, fit(regression, None, X, X.clone(), num_steps=100).losses)
@@ -625,7 +621,7 @@ REFUSED = {
     "numpy's random numbers": (numpy_noise, {}, "changes from run to run.*draw random numbers by torch or Pyro"),
     "a counter": (counts, {}, "changes from run to run"),
     "ClippedAdam": (model, {"optim": pyro.optim.ClippedAdam({"lr": 0.01})}, "ClippedAdam"),
-    "L-BFGS": (density, {"optim": lambda p: torch.optim.LBFGS(p), "guide": None}, "LBFGS"),
+    "L-BFGS": (density, {"optim": lambda p: torch.optim.LBFGS(p), "guide": None}, "L-BFGS takes several losses"),
     "Adafactor": (model, {"optim": lambda p: torch.optim.Adafactor(p)}, "Adafactor"),
     "a rate of its own": (model, {"optim": lambda p: OwnRate(p)}, "OwnRate changes its learning rate by itself"),
     "Pyro's RenyiELBO": (model, {"elbo": pyro.infer.RenyiELBO(num_particles=2)}, "RenyiELBO"),
@@ -645,18 +641,7 @@ def refused(name):
     return (net.model if net else program, options.pop("guide", "mean_field"), data), options, pattern, net
 
 
-def cases():
-    reasons = {
-        "L-BFGS": "the example of its state is made by a step without a closure",
-        "a rate of its own": "the rate is changed in place, and torch's compiler refuses it in words of its own",
-    }
-    for name in REFUSED:
-        yield pytest.param(
-            name, marks=[pytest.mark.xfail(strict=True, reason=reasons[name])] if name in reasons else []
-        )
-
-
-@pytest.mark.parametrize("name", [*cases()])
+@pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_compiled_runs_eagerly_with_one_warning(name, monkeypatch):
     monkeypatch.setattr(choice, "FEWEST_STEPS", 0)
     arguments, options, pattern, _ = refused(name)
@@ -674,7 +659,7 @@ def test_what_cannot_be_compiled_runs_eagerly_with_one_warning(name, monkeypatch
         same(result, fit(*arguments, compile=False, num_steps=20, **options))
 
 
-@pytest.mark.parametrize("name", [*cases()])
+@pytest.mark.parametrize("name", REFUSED)
 def test_where_compiling_is_required_the_same_is_an_error(name):
     arguments, options, pattern, net = refused(name)
     before = {} if net is None else {n: v.clone() for n, v in net.state_dict().items()}
@@ -729,9 +714,8 @@ def test_a_scheduler_that_changes_more_than_the_rate_goes_on_eagerly(eager_to_co
     torch.testing.assert_close(result.params, expected.params, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="a counter is not looked at once the step has been traced")
-def test_a_parameter_that_appears_late_is_an_error():
-    """As it is eagerly, where the step comes in which it would appear."""
+def test_a_parameter_that_would_appear_late_is_an_error():
+    """As it is eagerly, where the step comes in which it would appear; what counts the steps is seen before them."""
     calls = []
 
     def program(x):
@@ -742,11 +726,10 @@ def test_a_parameter_that_appears_late_is_an_error():
         with pyro.plate("rows", len(x)):
             pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
 
-    with pytest.raises(ValueError, match="late"):
+    with pytest.raises(ValueError, match=r"compile=True: 'calls\.\d+' changes as model and guide run"):
         fit(program, None)
 
 
-@pytest.mark.xfail(strict=True, reason="what was not there when the step was traced is not looked at")
 def test_a_parameter_that_a_callback_brings_is_an_error():
     calls = []
 
@@ -844,18 +827,9 @@ def at(step, change):
     return callback
 
 
-UNSEEN = [
-    pytest.param("in_module", marks=pytest.mark.xfail(strict=True, reason="dicts of modules are not looked into")),
-    pytest.param(
-        "of_torchs_module", marks=pytest.mark.xfail(strict=True, reason="numbers of torch's modules are not looked at")
-    ),
-    pytest.param(
-        "none_before", marks=pytest.mark.xfail(strict=True, reason="what was no number before is not looked at")
-    ),
-    pytest.param("twins", marks=pytest.mark.xfail(strict=True, reason="values of one name hide each other")),
-]
 NAMES = {"closure": "held.0", "of_torchs_module": "negative_slope", "none_before": "limit"}
-NUMBERS = ["attribute", "nested", "global_", "of_module", "closure", *UNSEEN]
+NUMBERS = ["attribute", "nested", "global_", "of_module", "closure", "in_module", "of_torchs_module", "none_before"]
+NUMBERS.append("twins")
 
 
 @pytest.mark.parametrize("where", NUMBERS)
@@ -966,9 +940,6 @@ def moments():
     for kind in FAILURES:
         for step in MOMENTS:
             marks = [] if (kind, step) in DEFAULT else [pytest.mark.slow]
-            if step and (step in (1, 100) or kind == "gradient"):
-                reason = "the parameters before the first step that is taken again are called good, whatever it gives"
-                marks.append(pytest.mark.xfail(strict=True, reason=reason))
             yield pytest.param(kind, step, marks=marks)
 
 
@@ -998,15 +969,7 @@ def overflowing(x):
     pyro.sample("fragile", dist.Unit(a + 1e38 * (a - LIMIT).clamp(min=0), validate_args=False), obs=torch.empty(0))
 
 
-@pytest.mark.parametrize(
-    "step",
-    [
-        50,
-        pytest.param(
-            99, marks=pytest.mark.xfail(strict=True, reason="the step that overflows is taken for one that fails")
-        ),
-    ],
-)
+@pytest.mark.parametrize("step", [50, 99])
 def test_parameters_that_overflow_fail_in_the_step_after(step, monkeypatch):
     LIMIT.fill_(10 * step - 0.1)
     errors = []
