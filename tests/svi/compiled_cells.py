@@ -39,7 +39,7 @@ class Cell:
 
     @property
     def tight(self):
-        """The tolerance of one step, relative to the greatest number of a tensor; of 200, it is ten times that."""
+        """The tolerance of one step, relative to the greatest number of a tensor; of many, it is ten times that."""
         return 1e-10 if self.dtype == torch.float64 or self.program == "doubled" else 1e-5
 
     def make(self):
@@ -101,8 +101,6 @@ def warm_up_and_decay(optimizer):
 E = elbo
 PyroTrace = pyro.infer.Trace_ELBO
 QUICK = {
-    "mean field": Cell("logistic"),
-    "minibatches": Cell("logistic", batch_size=5),
     "minibatches, a short one": Cell("logistic", batch_size=10),
     "mixture, two groups": Cell("mixture", optim=two_groups),
     "autoencoder, weighted minibatches": Cell(
@@ -110,7 +108,6 @@ QUICK = {
     ),
     "batch norm": Cell("autoencoder_batch_norm", batch_size=11, optim=opt("RMSprop", lr=0.01, momentum=0.5)),
     "PPCA, float64": Cell("ppca", dtype=torch.float64, optim=opt("RAdam", lr=0.01)),
-    "float64, written out": Cell("doubled", optim=opt("Adagrad", lr=0.1, lr_decay=0.01)),
     "discrete, score": Cell("discrete", lambda: E.TraceScore_ELBO(2), optim=opt("SGD", lr=0.01, momentum=0.9)),
     "discrete, VIMCO": Cell("discrete", lambda: E.TraceVIMCO_ELBO(3)),
     "rejection": Cell("rejection"),
@@ -120,6 +117,9 @@ QUICK = {
 }
 
 SLOW = {
+    "float64, written out": Cell("doubled", optim=opt("Adagrad", lr=0.1, lr_decay=0.01)),
+    "minibatches": Cell("logistic", batch_size=5),
+    "mean field": Cell("logistic"),
     "constraints": Cell("constrained", lambda: E.TraceSTL_ELBO(2), optim=opt("NAdam", lr=0.01)),
     "eight schools, AMSGrad": Cell("eight_schools", optim=opt("AdamW", lr=0.02, amsgrad=True, weight_decay=0.1)),
     "scale, masks and a hidden site": Cell("adorned"),

@@ -95,7 +95,7 @@ def fits():
     return get
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["minibatch", "gamma", pytest.param("full", marks=pytest.mark.slow)])
 def test_blocks_of_any_length_give_the_same_fit_bit_for_bit(fits, kind):
     same(fits(kind, every=100), fits(kind, every=7))
     same(fits(kind, every=100), fits(kind, every=1_000))
@@ -188,24 +188,15 @@ def test_each_particle_has_numbers_of_its_own():
     uncorrelated(told[1:], told[:-1])
 
 
-def in_place(x):
+def direct(x):
     z = pyro.sample("z", dist.Normal(0.0, 1.0))
-    noise = torch.randn(()).mul_(2.0)
+    noise = torch.randn(()).mul_(2.0) + torch.normal(torch.zeros(()))
     pyro.factor("told", noise + 0 * (z + pyro.param("a", torch.tensor(0.0))))
 
 
-def test_random_numbers_may_be_changed_in_place():
-    told = -fit(in_place, summed_guide, torch.zeros(1), num_steps=2_000).losses.numpy()
-    standard(told, 0.0, 4.0, 3 * 16.0)
-
-
-def default_scale(x):
-    pyro.sample("z", dist.Normal(0.0, 1.0))
-    pyro.factor("told", torch.normal(torch.zeros(())) + 0 * pyro.param("a", torch.tensor(0.0)))
-
-
-def test_random_numbers_of_a_scale_by_default():
-    standard(-fit(default_scale, summed_guide, torch.zeros(1), num_steps=2_000).losses.numpy(), 0.0, 1.0, 3.0)
+def test_random_numbers_may_be_changed_in_place_and_have_a_scale_by_default():
+    told = -fit(direct, summed_guide, torch.zeros(1), num_steps=2_000).losses.numpy()
+    standard(told, 0.0, 5.0, 3 * 25.0)
 
 
 def test_a_generator_of_the_users_runs_eagerly_or_goes_on_in_each_step(monkeypatch):
@@ -679,8 +670,11 @@ def test_the_warning_points_at_the_call_of_the_user(monkeypatch):
 
 @pytest.mark.parametrize(
     ("program", "options"),
-    [(sees_the_size, {"batch_size": 11}), (sees_the_others, {"batch_size": 11}), (None, {"batch_size": 11})],
-    ids=["the size", "the others", "batch norm"],
+    [
+        pytest.param(sees_the_size, {"batch_size": 11}, id="the size", marks=pytest.mark.slow),
+        pytest.param(sees_the_others, {"batch_size": 11}, id="the others"),
+        pytest.param(None, {"batch_size": 11}, id="batch norm"),
+    ],
 )
 def test_batches_of_one_size_may_see_themselves(program, options):
     runs = []
@@ -697,17 +691,31 @@ def cyclic(optimizer):
     return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=1_000)
 
 
-def test_a_scheduler_that_changes_more_than_the_rate():
-    expected = fit(density, None, scheduler=cyclic, compile=False)
-    with pytest.raises(ValueError, match=r"compile=True: the scheduler changes .*betas.* beside its learning rate"):
-        fit(density, None, scheduler=cyclic)
-    assert len(expected.losses) == 200
+class Late(torch.optim.lr_scheduler.LRScheduler):
+    """It leaves all as it is for a while."""
+
+    def get_lr(self):
+        for group in self.optimizer.param_groups:
+            if self.last_epoch >= 130:
+                group["betas"] = (0.8, 0.99)
+        return [group["lr"] for group in self.optimizer.param_groups]
 
 
-def test_a_scheduler_that_changes_more_than_the_rate_goes_on_eagerly(eager_to_compile):
-    expected = fit(density, None, scheduler=cyclic, compile=False)
-    with pytest.warns(RuntimeWarning, match=r"goes on eagerly: the scheduler changes .*betas") as caught:
-        result = fit(density, None, scheduler=cyclic, compile="auto")
+SCHEDULES = {"runs": cyclic, "goes on": Late}
+
+
+@pytest.mark.parametrize("way", SCHEDULES)
+def test_a_scheduler_that_changes_more_than_the_rate_is_an_error(way):
+    with pytest.raises(ValueError, match=r"compile=True: the scheduler changes betas .*beside its learning rate"):
+        fit(density, None, scheduler=SCHEDULES[way])
+
+
+@pytest.mark.parametrize("way", SCHEDULES)
+def test_a_scheduler_that_changes_more_than_the_rate_runs_eagerly(way, eager_to_compile):
+    options = {"scheduler": SCHEDULES[way], "callbacks": [nothing], "num_steps": 250}
+    expected = fit(density, None, compile=False, **options)
+    with pytest.warns(RuntimeWarning, match=rf"{way} eagerly.*: the scheduler changes betas") as caught:
+        result = fit(density, None, compile="auto", **options)
     assert len(caught) == 1
     assert not result.compiled
     torch.testing.assert_close(result.losses, expected.losses, rtol=1e-5, atol=1e-5)
@@ -835,6 +843,8 @@ NUMBERS.append("twins")
 @pytest.mark.parametrize("where", NUMBERS)
 def test_a_number_that_a_callback_changes_is_seen_eagerly(where, monkeypatch, eager_to_compile):
     program, change = shifted(where, monkeypatch)
+    if where != "attribute":  # what is watched does not depend on the compiler
+        replayed(monkeypatch)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         result = fit(program, None, compile="auto", every=20, callbacks=[at(100, change)])
@@ -854,6 +864,7 @@ def test_a_number_that_a_callback_changes_is_seen_eagerly(where, monkeypatch, ea
 @pytest.mark.parametrize("where", NUMBERS)
 def test_a_number_that_a_callback_changes_is_an_error_where_compiling_is_required(where, monkeypatch):
     program, change = shifted(where, monkeypatch)
+    replayed(monkeypatch)
     with pytest.raises(ValueError, match=r"compile=True: .*has changed between two steps.*keep it in a tensor"):
         fit(program, None, every=20, callbacks=[at(100, change)])
 
@@ -933,7 +944,7 @@ def same_failure(one, other, step):
 
 MOMENTS = [0, 1, 50, 99, 100, 259]
 """Of the first step, the first that is compiled, one in a block, its last, the first of the next, and the very last."""
-DEFAULT = {("nan", step) for step in (0, 1, 50, 99)} | {("gradient", 50), ("infinity", 50)}
+DEFAULT = {("nan", step) for step in (0, 1, 50, 99)} | {("gradient", 50)}
 
 
 def moments():
