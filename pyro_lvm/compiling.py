@@ -36,6 +36,7 @@ _OPTIONS = {
 _EXAMPLE_STEPS = 512  # any number but 0 and 1, which the compiler would take for constants
 _MANY_NUMBERS = 100_000  # in one tensor, from which on more threads than one bring more than they cost
 _READS = "it reads the value of a tensor into Python, as .item(), float(), tolist() or an if over a tensor do"
+_SHAPES = "the shape of a tensor follows from values, as in x[mask] or nonzero(): use torch.where or poutine.mask"
 _LIBRARIES = tuple(str(Path(file).parent) for file in (torch.__file__, pyro.__file__, __file__))
 
 
@@ -206,7 +207,7 @@ class _NumberIndices(TorchFunctionMode):
             return True
         if func is Tensor.__getitem__:
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
-            if isinstance(index[0], Tensor) and all(_is_number(i) for i in index if isinstance(i, Tensor)):
+            if index and isinstance(index[0], Tensor) and all(_is_number(i) for i in index if isinstance(i, Tensor)):
                 tensors = [isinstance(i, Tensor) for i in index]
                 if tensors == sorted(tensors, reverse=True):  # all in front, so that the new dimension is the first
                     return args[0][tuple(i.reshape(1) if isinstance(i, Tensor) else i for i in index)].squeeze(0)
@@ -220,7 +221,7 @@ def _equal(ours: Tensor, theirs: Tensor) -> bool:
 
 
 def _is_number(index: Tensor) -> bool:
-    return index.dim() == 0 and index.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    return index.dim() == 0 and index.dtype in (torch.int64, torch.int32, torch.int16, torch.int8)
 
 
 def _is_tensor(node: fx.Node) -> bool:
@@ -228,16 +229,22 @@ def _is_tensor(node: fx.Node) -> bool:
 
 
 class _NoReads(TorchDispatchMode):
-    """Refuses to read tensors that are no inputs of a trace: it would hold their values for good."""
+    """Refuses what a trace would hold for good: values read from tensors, and shapes that follow values."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (aten._local_scalar_dense.default, aten.equal.default):
             raise NotCompilable(_READS)
+        if _has_mask(args[1]) if func is aten.index.Tensor else torch.Tag.dynamic_output_shape in func.tags:
+            raise NotCompilable(_SHAPES)
         return func(*args, **(kwargs or {}))
 
 
+def _has_mask(indices: Any) -> bool:
+    return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in indices)
+
+
 def _trace(fn: Callable[..., list[Tensor]], examples: list[Tensor]) -> fx.GraphModule:
-    copies = [t.detach().clone() for t in examples]  # inputs are told apart by identity
+    inputs = [t.detach().view_as(t) for t in examples]  # which are told apart by identity
 
     def watched(*tensors: Tensor) -> list[Tensor]:
         with _NoReads(), _NumberIndices():
@@ -245,7 +252,7 @@ def _trace(fn: Callable[..., list[Tensor]], examples: list[Tensor]) -> fx.GraphM
 
     try:
         with pyro.validation_enabled(False):
-            graph = make_fx(watched)(*copies)
+            graph = make_fx(watched)(*inputs)
     except Exception as error:
         raise NotCompilable(f"{_blamed_line(error)}{_first_line(error)}") from error
     if not all(isinstance(getattr(graph, n.target), Tensor) for n in graph.graph.nodes if n.op == "get_attr"):

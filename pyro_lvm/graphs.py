@@ -85,7 +85,7 @@ def narrow(graph: fx.Graph) -> None:
         tensors = [arg for arg in node.args if isinstance(arg, fx.Node) and isinstance(_value(arg), Tensor)]
         cores: dict[Any, Any] = {arg: arg.args[0] if arg.target is aten.expand.default else arg for arg in tensors}
         small = torch.broadcast_shapes(*(_value(core).shape for core in cores.values())) if cores else shape
-        if math.prod(small) >= shape.numel():
+        if math.prod(small) >= shape.numel() or _changes_dtype(cores):
             continue
         with graph.inserting_before(node):
             args = tuple(cores.get(arg, arg) if isinstance(arg, fx.Node) else arg for arg in node.args)
@@ -95,6 +95,15 @@ def narrow(graph: fx.Graph) -> None:
             wide.meta["val"] = _value(node)
         node.replace_all_uses_with(wide)
         graph.erase_node(node)
+    for node in graph.nodes:
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default  # of copies that are none in memory now
+
+
+def _changes_dtype(cores: dict[fx.Node, fx.Node]) -> bool:
+    """Whether tensors of several dtypes meet, one of them as a number, whose dtype counts less."""
+    several = len({_value(arg).dtype for arg in cores}) > 1
+    return several and any(_value(core).dim() == 0 and _value(arg).dim() > 0 for arg, core in cores.items())
 
 
 def _overwritten(graph: fx.Graph) -> set[fx.Node]:
@@ -168,7 +177,7 @@ _MANY_PRODUCTS = 2_000_000
 @torch.library.custom_op("pyro_lvm::product", mutates_args=())
 def product(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
     """``a @ b + bias`` by oneDNN, on some processors twice as fast as the library that torch takes for matrices."""
-    return torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(a, b.t(), None if bias is None else bias.contiguous(), "none", [], "")
 
 
 @product.register_fake
@@ -182,17 +191,23 @@ def multiply(graph: fx.Graph) -> None:
         *bias, a, b = node.args
         left, right = _value(a), _value(b)
         (m, k), n = left.shape, right.shape[1]
+        if node.kwargs or not left.is_floating_point() or (bias and _value(bias[0]).shape != (n,)):
+            continue
         with graph.inserting_before(node):
             if min(m, n) == 1 and m * k * n <= _FEW_PRODUCTS:
                 new = _as_loop(graph, a, b, n)
                 new = graph.call_function(aten.add.Tensor, (bias[0], new)) if bias else new
-            elif m * k * n >= _MANY_PRODUCTS and left.device.type == "cpu" and left.dtype == torch.float32:
+            elif m * k * n >= _MANY_PRODUCTS and left.dtype == torch.float32 and _has_onednn(left):
                 new = graph.call_function(torch.ops.pyro_lvm.product.default, (a, b, bias[0] if bias else None))
             else:
                 continue
             new.meta["val"] = _value(node)
         node.replace_all_uses_with(new)
         graph.erase_node(node)
+
+
+def _has_onednn(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and torch.backends.mkldnn.is_available()
 
 
 def _as_loop(graph: fx.Graph, a: fx.Node, b: fx.Node, n: int) -> fx.Node:
@@ -203,7 +218,7 @@ def _as_loop(graph: fx.Graph, a: fx.Node, b: fx.Node, n: int) -> fx.Node:
     return graph.call_function(aten.sum.dim_IntList, (graph.call_function(aten.mul.Tensor, (turned, b)), [0], True))
 
 
-_MANY_NUMBERS = 1_000
+_LARGE_TENSOR = 1_000
 _COSTLY = {
     op
     for op in _POINTWISE
@@ -235,7 +250,7 @@ def settle(graph: fx.Graph) -> None:
         inputs = [arg for arg in node.args if isinstance(arg, fx.Node)]
         through = node.target in _POINTWISE or node.target in _VIEWS
         costly[node] = node.target in _COSTLY or (through and any(costly[arg] for arg in inputs))
-        if node.target not in _POINTWISE or _size(node) < _MANY_NUMBERS:
+        if node.target not in _POINTWISE or _size(node) < _LARGE_TENSOR:
             continue
         for arg in inputs:
             core: Any = arg.args[0] if arg.target is aten.expand.default else arg
@@ -260,6 +275,7 @@ def _size(node: fx.Node) -> int:
 
 
 _VIEWS = {
+    aten.reshape.default,
     aten.expand.default,
     aten.view.default,
     aten.squeeze.default,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import types
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -131,11 +132,14 @@ def _reachable(program: Any, into_modules: bool = False) -> Iterator[tuple[str, 
             todo += [("", thing.__self__), (name, thing.__func__)]
         elif inspect.isfunction(thing):
             todo += _reached_by(thing)
-        elif isinstance(thing, list | tuple | set | frozenset):
+        elif isinstance(thing, list | tuple | set | frozenset | deque):
             todo += [(f"{name}.{i}".lstrip("."), t) for i, t in enumerate(thing) if _is_looked_at(t, thing)]
         elif isinstance(thing, dict):
             todo += [(str(key), t) for key, t in thing.items() if _is_looked_at(t, thing)]
-        elif not isinstance(thing, type | types.ModuleType) and _is_users(type(thing)):
+        elif isinstance(thing, type | types.ModuleType):
+            own = vars(thing) if into_modules and _is_users_place(thing) else {}
+            todo += [(key, v) for key, v in own.items() if isinstance(v, _VALUES) and not key.startswith("__")]
+        elif _is_users(type(thing)):
             todo += _attributes(thing)
             todo += [(name, attribute) for key, attribute in vars(type(thing)).items() if key == "__call__"]
 
@@ -144,7 +148,10 @@ def _attributes(thing: Any) -> list[tuple[str, Any]]:
     """Those of a thing itself, and the values that its users' classes hold for it."""
     shared = [vars(kind).items() for kind in type(thing).__mro__ if _is_users(kind)]
     held = [(key, v) for items in shared for key, v in items if isinstance(v, (*_VALUES, list, dict, tuple))]
-    return [(key, v) for key, v in held if not key.startswith("__")] + list(getattr(thing, "__dict__", {}).items())
+    slots = [key for kind in type(thing).__mro__ for key in getattr(kind, "__slots__", ()) if isinstance(key, str)]
+    own = [(key, getattr(thing, key)) for key in slots if hasattr(thing, key) and not key.startswith("__")]
+    own += list(getattr(thing, "__dict__", {}).items())
+    return [(key, v) for key, v in held if not key.startswith("__")] + own
 
 
 def _is_looked_at(thing: Any, container: Any) -> bool:
@@ -168,6 +175,12 @@ def _reached_by(fn: types.FunctionType) -> list[tuple[str, Any]]:
         names |= set(code.co_names)
         codes += [c for c in code.co_consts if isinstance(c, types.CodeType)]
     return reached + [(n, fn.__globals__[n]) for n in sorted(names) if n in fn.__globals__]
+
+
+def _is_users_place(thing: Any) -> bool:
+    """Whether a class or a module is none of the libraries'."""
+    name = thing.__name__ if isinstance(thing, types.ModuleType) else thing.__module__
+    return name.split(".")[0] not in (*_LIBRARIES, *sys.stdlib_module_names)
 
 
 def _is_users(thing: Any) -> bool:

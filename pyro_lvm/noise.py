@@ -47,7 +47,7 @@ class Noise:
 
     def _draw(self, i: int, index: int, kind: Kind) -> Tensor:
         draw = torch.randn if kind[0] == "normal" else torch.rand
-        stream = int(np.random.SeedSequence([self.seed, index, i]).generate_state(1)[0])
+        stream = int(np.random.SeedSequence([self.seed, index, i, 1]).generate_state(1)[0])
         generator = torch.Generator(self.device).manual_seed(stream)
         return draw(self.chunk, self.counts[kind], generator=generator, dtype=kind[1], device=self.device)
 
@@ -88,7 +88,10 @@ class Given(TorchDispatchMode):
         if self.numbers is None:
             return torch.randn_like(like) if name == "normal" else torch.rand_like(like)
         held = self.numbers[kind]
-        return held[first % len(held) :][:count].view(like.shape)
+        first %= len(held)
+        if first + count > len(held):  # a run that broke off in the middle was followed by another
+            first, held = 0, held.repeat(-(-count // len(held)))
+        return held[first : first + count].view(like.shape)
 
 
 Take = Callable[[str, Tensor], Tensor]

@@ -357,17 +357,39 @@ def test_elsewhere_they_are_refused_or_mean_the_same(name):
         assert torch.equal(scan.graph(NONE, torch.tensor(z), X)[1], BEHIND[name](X, torch.tensor(z)))
 
 
-def test_a_number_of_rows_that_data_decide_is_refused_or_right():
-    def step(carry, x, fixed):
-        return carry + x[x > 0].sum(), NONE
+MASKED = {
+    "x[mask]": lambda x: x[x > 0].sum(),
+    "nonzero": lambda x: x.sum() * len(torch.nonzero(x > 0)),
+    "unique": lambda x: x.sum() * len(torch.unique(x)),
+    "masked_select": lambda x: torch.masked_select(x, x > 0).sum(),
+}
 
-    scan = Scan(step, NONE, torch.tensor([1.0, 2.0]), NONE)
-    try:
+
+@pytest.mark.parametrize("name", MASKED)
+def test_shapes_that_follow_from_values_are_refused_with_their_line(name):
+    def step(carry, x, fixed):
+        return carry + MASKED[name](x), NONE
+
+    with pytest.raises(NotCompilable, match=r"test_compiling\.py, line .*shape of a tensor follows from values"):
+        Scan(step, NONE, torch.tensor([1.0, 2.0]), NONE)
+
+
+def test_programs_that_differ_in_a_number_alone_are_told_apart():
+    """Torch keeps compiled programs: by the text of a step, and not by the form of its inputs."""
+
+    def doubled(carry, x, fixed):
+        return carry * 2.0 + x, carry
+
+    def tripled(carry, x, fixed):
+        return carry * 3.0 + x, carry
+
+    ends = []
+    for step in (doubled, tripled):
+        scan = Scan(step, torch.ones(3), torch.ones(3), {})
         scan.compile()
-    except NotCompilable:
-        return
-    xs = torch.tensor([[1.0, 2.0], [-1.0, 5.0], [-1.0, -2.0]])
-    assert scan(NONE, xs, NONE)[0] == 8.0
+        ends.append(scan(torch.ones(3), torch.ones(2, 3), {})[0])
+    assert ends[0].tolist() == [7.0] * 3
+    assert ends[1].tolist() == [13.0] * 3
 
 
 @pytest.mark.parametrize("shape", [(3, 3), (4, 3, 3), (2, 4, 3, 3)])

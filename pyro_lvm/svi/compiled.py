@@ -101,7 +101,12 @@ class CompiledLoop:
             self._restore(before)
             self._leave(_SCHEDULED.format(", ".join(changed)))
             return torch.empty(0, dtype=torch.float64)
-        carry, losses = self.scan(before.carry, own, self.step.fixed())
+        try:
+            carry, losses = self.scan(before.carry, own, self.step.fixed())
+        except RuntimeError as error:
+            self._restore(before)
+            self._leave(f"the compiled program failed: {error}")
+            return torch.empty(0, dtype=torch.float64)
         self._blocks = [*self._blocks[-1:], before]
         if not all(torch.isfinite(t).all() for t in (losses, *carry["params"])):
             return self._replay(start, stop, losses)

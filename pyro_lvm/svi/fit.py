@@ -175,7 +175,7 @@ def fit(
             kept = Checkpoint(path, what)
         began = time.perf_counter()
         recorded = None if kept is None else kept.compiled
-        chosen = choose_loop(loop, compile, num_steps, seed, watched=bool(callbacks), recorded=recorded)
+        chosen = choose_loop(loop, compile, num_steps, seed, watched=bool(callbacks or scheduler), recorded=recorded)
         run = Run(objective, chosen, held_out, num_steps, every, list(callbacks), kept, seed)
         run.seconds = time.perf_counter() - began
         return run.finish(progress)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro.optim import PyroOptim
 from torch import Tensor
 
 from pyro_lvm import randomness
@@ -45,6 +46,7 @@ class EagerLoop:
         self.params = {name: v.requires_grad_() for name, v in params.items()}
         self.good = {name: v.detach().clone() for name, v in params.items()}
         self.clip = make_clipping(clip, optim)
+        self.clips_values = isinstance(optim, PyroOptim) and "clip_value" in optim.pt_clip_args
         self.optimizer = make_optimizer(optim, self.params)
         self.scheduler = make_scheduler(scheduler, self.optimizer)
 

@@ -28,6 +28,7 @@ _ELEMENTWISE = {
     torch.optim.Rprop,
     pyro.optim.clipped_adam.ClippedAdam,
 }
+_PASSES_ON = _ELEMENTWISE - {torch.optim.Rprop}  # a gradient that is not finite to the parameters
 _BRANCHING = {torch.optim.RAdam, torch.optim.ASGD}  # on a number, but for a form made for CUDA graphs
 _NUMBERS = ("step", "mu_product", "eta", "mu")  # in their states; all else there has the shape of the parameter
 
@@ -84,6 +85,11 @@ class PureOptimizer:
                 unit_names = tuple(names[id(p)] for p in parts)
                 self.units.append(Unit(i, unit_names, tuple(p.shape for p in parts), isinstance(key, int)))
         self.options = self._options()
+
+    @property
+    def passes_on(self) -> bool:
+        """Whether a gradient that is not finite shows in the parameters."""
+        return type(self.optimizer) in _PASSES_ON
 
     @property
     def rates(self) -> list[float]:
@@ -154,14 +160,16 @@ class PureOptimizer:
         """One step; it reads and writes nothing but its arguments and results."""
         optimizer, leaves = self._on(vectors, grads, states, rates)
         name = type(optimizer).__name__
-        versions = [rate._version for rate in rates]
         for group in optimizer.param_groups if type(optimizer) in _BRANCHING else []:
             group["capturable"] = True
+        versions, counts = [rate._version for rate in rates], _python_numbers(optimizer)
         try:
             with as_if_compiling(), torch.no_grad():
                 bare_step(optimizer)
         except NotCompilable as error:
             raise NotCompilable(f"the optimizer {name} cannot be traced ({error}); torch.optim.Adam can") from error
+        if changed := [k for k, v in _python_numbers(optimizer).items() if counts.get(k) != v]:
+            raise NotCompilable(f"the optimizer {name} counts in Python ({changed[0]}); torch.optim.Adam does not")
         now = [group.get("lr", rate) for group, rate in zip(optimizer.param_groups, rates, strict=True)]
         if any(n is not rate or n._version != v for n, rate, v in zip(now, rates, versions, strict=True)):
             raise NotCompilable(f"the optimizer {name} changes its learning rate by itself: use scheduler=")
@@ -190,6 +198,13 @@ class PureOptimizer:
                 shaped = {k: v if k in _NUMBERS else unit.shaped(v) for k, v in state.items()}
                 optimizer.state[leaf] = {k: v.clone() for k, v in shaped.items()}
         return optimizer, leaves
+
+
+def _python_numbers(optimizer: Optimizer) -> dict[str, Any]:
+    held = dict(vars(optimizer))
+    for i, group in enumerate(optimizer.param_groups):
+        held |= {f"{k} of group {i}": v for k, v in group.items() if k != "lr"}
+    return {k: v for k, v in held.items() if isinstance(v, int | float | str | tuple)}
 
 
 def _flat(state: Mapping[str, Any]) -> State:

@@ -12,7 +12,8 @@ from pyro_lvm import randomness
 from pyro_lvm.batches import HeldBatches, ShuffledRows
 from pyro_lvm.compiling import NotCompilable
 from pyro_lvm.elbo.estimator import Estimator
-from pyro_lvm.noise import Given, Noise
+from pyro_lvm.modules import unchanged_buffers
+from pyro_lvm.noise import Given, Noise, Numbers
 from pyro_lvm.svi.loop import EagerLoop
 from pyro_lvm.svi.pure_optimizer import PureOptimizer
 
@@ -55,16 +56,22 @@ class Step:
 
     def _look(self) -> tuple[Given, list[str]]:
         """Take a step's loss once: the random numbers that it draws, and the parameters that have a gradient."""
-        before = {name: v.clone() for name, v in self.parameters.untrained().items()}
+        program = self.loop.objective.program
         state = randomness.get_state()
         leaves = {name: v.detach().requires_grad_() for name, v in self.loop.params.items()}
         own = self._own(0)
-        with Given(None) as given:
-            loss = self._loss(leaves, own, self.batches.tensors)
-        grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        after = self.parameters.untrained()
-        self.buffers = [name for name, v in before.items() if not torch.equal(v, after[name])]
-        self.parameters.write_untrained(before)
+        with unchanged_buffers(program.model, program.guide):
+            before = {name: (v, v._version, v.clone()) for name, v in self.parameters.untrained().items()}
+            with Given(None) as given:
+                loss = self._loss(leaves, own, self.batches.tensors)
+            grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+            after = self.parameters.untrained()
+            if replaced := [name for name, (v, *_) in before.items() if after[name] is not v]:
+                raise NotCompilable(
+                    f"the buffer {replaced[0]!r} is replaced by another: change it in place, by copy_()"
+                )
+            # a version tells also of a write that leaves the value; batch norm in its own language does not count
+            self.buffers = [n for n, (v, version, old) in before.items() if v._version != version or v.ne(old).any()]
         randomness.set_state(state)
         return given, [name for name, grad in zip(leaves, grads, strict=True) if grad is not None]
 
@@ -77,24 +84,37 @@ class Step:
                 f"filled up with would change {', '.join([*given.others, *self.buffers])}: take a batch_size that "
                 f"divides {batches.num_rows}"
             )
-        middle = {
-            kind: torch.full((2 * count,), 0.0 if kind[0] == "normal" else 0.5, dtype=kind[1], device=self.noise.device)
-            for kind, count in given.taken.items()
+        noise = torch.Generator().manual_seed(0)
+        elsewhere = {
+            name: v.detach() + 0.1 * torch.randn(v.shape, generator=noise, dtype=v.dtype).to(v.device)
+            for name, v in self.loop.params.items()
         }
-        values = {name: v.detach().requires_grad_() for name, v in self.loop.params.items()}
-        args, weight = batches.get(last)
         own = self._own(last)
-        with torch.no_grad():
-            with Given(middle):
-                filled = self._loss(values, own, batches.tensors)
-            with Given(middle):
-                short = self.loop.objective(values, args, self.loop.num_rows, weight, last)
-        if not torch.allclose(filled, short, rtol=1e-4):
+        rows = own["indices"]["rows"].clone()
+        rows[batches.short :] = (rows[batches.short :] + 1) % batches.num_rows
+        other = own | {"indices": own["indices"] | {"rows": rows}}
+        numbers = {kind: value[0] for kind, value in self.noise.between(0, 1).items()}
+        one, another = (self._loss_and_gradient(elsewhere, o, numbers) for o in (own, other))
+        middle = {kind: torch.full_like(v, 0.0 if kind[0] == "normal" else 0.5) for kind, v in numbers.items()}
+        filled, _ = self._loss_and_gradient(elsewhere, own, middle)
+        args, weight = batches.get(last)
+        with torch.no_grad(), Given(middle):
+            short = self.loop.objective(elsewhere, args, self.loop.num_rows, weight, last)
+        same = all(torch.allclose(a, b, rtol=1e-5, atol=1e-7) for a, b in zip(one[1], another[1], strict=True))
+        if not (same and torch.allclose(one[0], another[0]) and torch.allclose(filled, short, rtol=1e-4)):
             raise NotCompilable(
                 f"the last batch of an epoch is short ({batches.short} of {batches.batch_size} rows), and the loss "
-                f"depends on the rows that it is filled up with, though they weigh nothing ({filled:.6g} against "
-                f"{short:.6g}): take a batch_size that divides {batches.num_rows}"
+                "depends on the rows that it is filled up with, though they weigh nothing, or on the number of rows: "
+                f"take a batch_size that divides {batches.num_rows}"
             )
+
+    def _loss_and_gradient(
+        self, values: Mapping[str, Tensor], own: Tree, numbers: Numbers
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        leaves = {name: v.detach().requires_grad_() for name, v in values.items()}
+        with Given(numbers):
+            loss = self._loss(leaves, own, self.batches.tensors)
+        return loss.detach(), torch.autograd.grad(loss, [leaves[name] for name in self.optimizer.params])
 
     def carry(self) -> Tree:
         """What a step takes over from the one before, as the loop holds it now."""
@@ -102,7 +122,7 @@ class Step:
         return {
             "params": self.optimizer.vectors(),
             "state": self.optimizer.state(),
-            "buffers": {name: buffers[name] for name in self.buffers},
+            "buffers": {name: buffers[name].clone() for name in self.buffers},
         }
 
     def write(self, carry: Tree) -> None:
@@ -161,13 +181,15 @@ class Step:
             with Given(own["noise"]):
                 loss = self._loss(values | buffers, own, fixed["data"])
             grads = torch.autograd.grad(loss, vectors)
-        self._clip(vectors, list(grads))
+        norm = self._clip(vectors, list(grads))
+        if not self.optimizer.passes_on or self.loop.clips_values:
+            loss = torch.where(torch.isfinite(norm), loss, torch.nan)
         rates = own["rates"] if self.loop.scheduler else fixed["rates"]
         params, state = self.optimizer(carry["params"], grads, carry["state"], list(rates.unbind()))
         return {"params": params, "state": state, "buffers": buffers}, loss.detach()
 
-    def _clip(self, vectors: list[Tensor], grads: list[Tensor]) -> None:
-        """Clip the gradients in place, each parameter's by itself where the loop does so."""
+    def _clip(self, vectors: list[Tensor], grads: list[Tensor]) -> Tensor:
+        """Clip the gradients in place as the loop does; their norm before."""
         parts = []
         for unit, vector, grad in zip(self.optimizer.units, vectors, grads, strict=True):
             slices = unit.split(grad)
@@ -175,4 +197,4 @@ class Step:
                 leaf = value.detach()
                 leaf.grad = slices[name]
                 parts.append(leaf)
-        self.loop.clip(parts)
+        return self.loop.clip(parts)
