@@ -1,31 +1,25 @@
-"""The only file that touches torch's private compile interfaces: trace a step, and run many steps as one program."""
+"""Many steps as one program: the only file that touches the private interfaces of torch's compiler."""
 
 from __future__ import annotations
 
 import logging
 import shutil
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from operator import getitem
-from pathlib import Path
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor, fx
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_lvm.graphs import drop_unused, lift_constants, multiply, narrow, settle, spread_failures
-
-aten = torch.ops.aten
+from pyro_lvm.tracing import NotCompilable, first_line, trace
 
 _TESTED = ("2.13",)
 _OPTIONS = {
@@ -35,13 +29,6 @@ _OPTIONS = {
 }
 _EXAMPLE_STEPS = 512  # any number but 0 and 1, which the compiler would take for constants
 _MANY_NUMBERS = 100_000  # in one tensor, from which on more threads than one bring more than they cost
-_READS = "it reads the value of a tensor into Python, as .item(), float(), tolist() or an if over a tensor do"
-_SHAPES = "the shape of a tensor follows from values, as in x[mask] or nonzero(): use torch.where or poutine.mask"
-_LIBRARIES = tuple(str(Path(file).parent) for file in (torch.__file__, pyro.__file__, __file__))
-
-
-class NotCompilable(Exception):
-    """A step that cannot run as a compiled program, and why."""
 
 
 class Scan:
@@ -81,9 +68,9 @@ class Scan:
                 raise NotCompilable(f"a step returns {form}, but was given {expected[: self._num_carry]}")
             return [t.detach().clone() for t in outputs]  # a scan must not return what it was given
 
-        self.graph = _trace(flat, tensors)
+        self.graph = _traced(flat, tensors)
         self.held = lift_constants(self.graph)
-        again = _trace(flat, tensors)
+        again = _traced(flat, tensors)
         self._compare(again, lift_constants(again))
         inputs = [node for node in self.graph.graph.nodes if node.op == "placeholder"][self._num_carry :]
         num_x = len(tree_flatten(x)[0])
@@ -122,7 +109,7 @@ class Scan:
             try:
                 self._run = _compile_scan(self.graph, *self._used(self._carry, self._x, self._fixed))
             except Exception as error:
-                raise NotCompilable(f"torch's compiler refuses the step: {_first_line(error)}") from error
+                raise NotCompilable(f"torch's compiler refuses the step: {first_line(error)}") from error
 
     def __call__(self, carry: Any, xs: Any, fixed: Any) -> tuple[Any, Any]:
         """Run as many steps as ``xs`` has."""
@@ -135,6 +122,15 @@ class Scan:
         """The tensors that the graph has for inputs."""
         x, same = list(_leaves(xs)), [*_leaves(fixed), *self.held]
         return list(_leaves(carry)), [x[i] for i in self._kept_x], [same[i] for i in self._kept_fixed]
+
+
+def _traced(fn: Callable[..., list[Tensor]], examples: list[Tensor]) -> fx.GraphModule:
+    module = trace(fn, examples)
+    for rewrite in (spread_failures, narrow, multiply, settle):
+        rewrite(module.graph)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
 
 
 def _leaves(tree: Any) -> Iterator[Tensor]:
@@ -197,88 +193,14 @@ class _TensorFactors(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class _NumberIndices(TorchFunctionMode):
-    """Lets a number that is a tensor index another tensor, which torch would read into Python; refuses other reads."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__):
-            raise NotCompilable(_READS)
-        if func is torch._is_all_true:  # asked by distributions that were made while validation was on
-            return True
-        if func is Tensor.__getitem__:
-            index = args[1] if isinstance(args[1], tuple) else (args[1],)
-            if index and isinstance(index[0], Tensor) and all(_is_number(i) for i in index if isinstance(i, Tensor)):
-                tensors = [isinstance(i, Tensor) for i in index]
-                if tensors == sorted(tensors, reverse=True):  # all in front, so that the new dimension is the first
-                    return args[0][tuple(i.reshape(1) if isinstance(i, Tensor) else i for i in index)].squeeze(0)
-        return func(*args, **(kwargs or {}))
-
-
 def _equal(ours: Tensor, theirs: Tensor) -> bool:
     if ours is theirs or ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return ours is theirs
     return bool(((ours == theirs) | ((ours != ours) & (theirs != theirs))).all())
 
 
-def _is_number(index: Tensor) -> bool:
-    return index.dim() == 0 and index.dtype in (torch.int64, torch.int32, torch.int16, torch.int8)
-
-
 def _is_tensor(node: fx.Node) -> bool:
     return isinstance(node.meta.get("val"), Tensor)
-
-
-class _NoReads(TorchDispatchMode):
-    """Refuses what a trace would hold for good: values read from tensors, and shapes that follow values."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (aten._local_scalar_dense.default, aten.equal.default):
-            raise NotCompilable(_READS)
-        if _has_mask(args[1]) if func is aten.index.Tensor else torch.Tag.dynamic_output_shape in func.tags:
-            raise NotCompilable(_SHAPES)
-        return func(*args, **(kwargs or {}))
-
-
-def _has_mask(indices: Any) -> bool:
-    return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in indices)
-
-
-def _trace(fn: Callable[..., list[Tensor]], examples: list[Tensor]) -> fx.GraphModule:
-    inputs = [t.detach().view_as(t) for t in examples]  # which are told apart by identity
-
-    def watched(*tensors: Tensor) -> list[Tensor]:
-        with _NoReads(), _NumberIndices():
-            return fn(*tensors)
-
-    try:
-        with pyro.validation_enabled(False):
-            graph = make_fx(watched)(*inputs)
-    except Exception as error:
-        raise NotCompilable(f"{_blamed_line(error)}{_first_line(error)}") from error
-    if not all(isinstance(getattr(graph, n.target), Tensor) for n in graph.graph.nodes if n.op == "get_attr"):
-        raise NotCompilable("it draws random numbers from a generator of its own, which a compiled program cannot")
-    spread_failures(graph.graph)
-    narrow(graph.graph)
-    multiply(graph.graph)
-    settle(graph.graph)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return graph
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    if isinstance(error, NotCompilable):
-        return str(error)
-    if any("data-dependent" in line or "value out of a tracing tensor" in line for line in text):
-        return _READS
-    return f"{type(error).__name__}: {text[0] if text else ''}"
-
-
-def _blamed_line(error: Exception) -> str:
-    """The last line of the user's own code on the way to an error."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((*_LIBRARIES, "<"))]
-    return f"{frames[-1].filename}, line {frames[-1].lineno}, {frames[-1].line!r}: " if frames else ""
 
 
 def _compile_scan(step: fx.GraphModule, carry: list[Tensor], x: list[Tensor], fixed: list[Tensor]) -> Callable:

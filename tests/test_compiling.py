@@ -12,8 +12,9 @@ from torch import nn
 from torch._inductor import config
 
 from pyro_lvm import compiling
-from pyro_lvm.compiling import NotCompilable, Scan
+from pyro_lvm.compiling import Scan
 from pyro_lvm.noise import Given, Noise
+from pyro_lvm.tracing import NotCompilable
 
 NONE = torch.zeros(())
 

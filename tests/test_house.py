@@ -27,6 +27,7 @@ ORDER = (
     "sites",
     "vectorize",
     "noise",
+    "tracing",
     "graphs",
     "compiling",
     "nn",

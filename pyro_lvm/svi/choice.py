@@ -6,9 +6,9 @@ import logging
 import warnings
 
 from pyro_lvm import randomness
-from pyro_lvm.compiling import NotCompilable
 from pyro_lvm.svi.compiled import CompiledLoop
 from pyro_lvm.svi.loop import EagerLoop
+from pyro_lvm.tracing import NotCompilable
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def choose_loop(
         compile: Of the user.
         num_steps: Of the fit.
         seed: Of the fit.
-        watched: Whether callbacks run between the blocks.
+        watched: Whether callbacks or schedulers run between the blocks.
         recorded: What was chosen for the same fit before.
 
     Raises:
@@ -40,6 +40,9 @@ def choose_loop(
     automatic = compile == "auto" and recorded is None
     if automatic and num_steps < FEWEST_STEPS:
         _log.info("compile='auto': eager, since compiling would not pay within %d steps", num_steps)
+        return loop
+    if automatic and any(v.device.type != "cpu" for v in loop.params.values()):
+        _log.info("compile='auto': eager, since compiled steps were measured on CPUs alone")
         return loop
     random_state = randomness.get_state()
     try:

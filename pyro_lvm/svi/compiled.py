@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from pyro_lvm import randomness
-from pyro_lvm.compiling import NotCompilable, Scan
+from pyro_lvm.compiling import Scan
 from pyro_lvm.modules import python_values
 from pyro_lvm.noise import Given
 from pyro_lvm.svi.loop import EagerLoop
 from pyro_lvm.svi.step import Step, Tree
+from pyro_lvm.tracing import NotCompilable
 
 _SCHEDULED = "the scheduler changes {} of the optimizer, beside its learning rate"
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pyro_lvm.compiling import NotCompilable, as_if_compiling, bare_step
+from pyro_lvm.compiling import as_if_compiling, bare_step
+from pyro_lvm.tracing import NotCompilable
 
 _ELEMENTWISE = {
     torch.optim.SGD,

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from pyro_lvm import randomness
 from pyro_lvm.batches import HeldBatches, ShuffledRows
-from pyro_lvm.compiling import NotCompilable
 from pyro_lvm.elbo.estimator import Estimator
 from pyro_lvm.modules import unchanged_buffers
 from pyro_lvm.noise import Given, Noise, Numbers
 from pyro_lvm.svi.loop import EagerLoop
 from pyro_lvm.svi.pure_optimizer import PureOptimizer
+from pyro_lvm.tracing import NotCompilable
 
 Tree = dict[str, Any]  # tensors in nested dicts and lists
 
