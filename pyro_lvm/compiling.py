@@ -68,10 +68,14 @@ class Scan:
                 raise NotCompilable(f"a step returns {form}, but was given {expected[: self._num_carry]}")
             return [t.detach().clone() for t in outputs]  # a scan must not return what it was given
 
-        self.graph = _traced(flat, tensors)
-        self.held = lift_constants(self.graph)
-        again = _traced(flat, tensors)
-        self._compare(again, lift_constants(again))
+        self._flat, self._examples = flat, tensors
+        self.graph, self.held = self._trace()
+        self._code = self.graph.code
+        if (told := self.outdated()) is not None:
+            raise NotCompilable(
+                f"a number of Python's changes from run to run{told}, and a compiled program would hold its first "
+                "value: draw random numbers by torch or Pyro, and keep what changes in a tensor"
+            )
         inputs = [node for node in self.graph.graph.nodes if node.op == "placeholder"][self._num_carry :]
         num_x = len(tree_flatten(x)[0])
         self._kept_x = drop_unused(self.graph, inputs[:num_x], at_least=1)
@@ -79,16 +83,24 @@ class Scan:
         self.size = sum(node.op == "call_function" for node in self.graph.graph.nodes)
         self._run: Callable | None = None
 
-    def _compare(self, again: fx.GraphModule, constants: list[Tensor]) -> None:
-        """Whatever differs between two traces of one step would stay as it was in the first of them."""
-        same = self.graph.code == again.code and all(map(_equal, self.held, constants))
-        if not same:
-            words = zip(self.graph.code.split(), again.code.split(), strict=False)
-            told = next((f" ({a.strip('(),;')}, then {b.strip('(),;')})" for a, b in words if a != b), "")
-            raise NotCompilable(
-                f"a number of Python's changes from run to run{told}, and a compiled program would hold its first "
-                "value: draw random numbers by torch or Pyro, and keep what changes in a tensor"
-            )
+    def _trace(self) -> tuple[fx.GraphModule, list[Tensor]]:
+        module = trace(self._flat, self._examples)
+        for rewrite in (spread_failures, narrow, multiply, settle):
+            rewrite(module.graph)
+        module.graph.eliminate_dead_code()
+        module.recompile()
+        return module, lift_constants(module)
+
+    def outdated(self) -> str | None:
+        """What a trace made now has for a number of the first trace; None if both are the same."""
+        try:
+            again, held = self._trace()
+        except NotCompilable as error:
+            return f" ({error})"
+        if self._code == again.code and len(held) == len(self.held) and all(map(_equal, self.held, held)):
+            return None
+        words = zip(self._code.split(), again.code.split(), strict=False)
+        return next((f" ({a.strip('(),;')}, then {b.strip('(),;')})" for a, b in words if a != b), "")
 
     @property
     def num_threads(self) -> int:
@@ -122,15 +134,6 @@ class Scan:
         """The tensors that the graph has for inputs."""
         x, same = list(_leaves(xs)), [*_leaves(fixed), *self.held]
         return list(_leaves(carry)), [x[i] for i in self._kept_x], [same[i] for i in self._kept_fixed]
-
-
-def _traced(fn: Callable[..., list[Tensor]], examples: list[Tensor]) -> fx.GraphModule:
-    module = trace(fn, examples)
-    for rewrite in (spread_failures, narrow, multiply, settle):
-        rewrite(module.graph)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    return module
 
 
 def _leaves(tree: Any) -> Iterator[Tensor]:

@@ -182,11 +182,14 @@ class CompiledLoop:
         return _fixed(python_values(program.model, program.guide), self.scan.held)
 
     def _check_python_values(self) -> None:
-        if changed := _differences(self._held, self._python_values()):
+        now = self._python_values()
+        changed = _differences(self._held, now)
+        if changed and self.scan.outdated() is not None:
             self._leave(
                 f"{changed[0]!r} has changed between two steps, and the compiled program holds its old value: keep it "
                 "in a tensor (a buffer) and change that in place"
             )
+        self._held = now
 
     def _leave(self, reason: str) -> None:
         """Go on eagerly from here."""

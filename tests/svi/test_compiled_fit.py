@@ -343,7 +343,7 @@ def test_a_stopped_fit_goes_on_and_a_finished_one_returns_without_compiling(tmp_
     assert resumed.compiled
     same(resumed, fits("full", every=100))
     before = path.read_bytes()
-    for name in ("_trace", "_compile_scan"):
+    for name in ("trace", "_compile_scan"):
         monkeypatch.setattr(f"pyro_lvm.compiling.{name}", never)
     again = fit(model, "mean_field", **options)
     same(again, resumed)
@@ -1019,7 +1019,7 @@ def told(caplog):
 
 def test_few_steps_run_eagerly_and_say_so(caplog, monkeypatch):
     caplog.set_level(logging.INFO, "pyro_lvm.svi.choice")
-    monkeypatch.setattr("pyro_lvm.compiling._trace", never)
+    monkeypatch.setattr("pyro_lvm.compiling.trace", never)
     result = fit(density, None, compile="auto", num_steps=50)
     assert not result.compiled
     assert told(caplog) == ["compile='auto': eager, since compiling would not pay within 50 steps"]
@@ -1073,7 +1073,7 @@ def test_the_choice_depends_on_steps_and_size_alone(monkeypatch):
 
 def test_without_compiling_nothing_is_said_or_traced(caplog, monkeypatch):
     caplog.set_level(logging.INFO, "pyro_lvm.svi.choice")
-    monkeypatch.setattr("pyro_lvm.compiling._trace", never)
+    monkeypatch.setattr("pyro_lvm.compiling.trace", never)
     assert not fit(density, None, compile=False, num_steps=5_000, every=50, callbacks=[lambda state: True]).compiled
     assert told(caplog) == []
 

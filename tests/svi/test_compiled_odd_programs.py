@@ -115,3 +115,19 @@ def test_gradients_that_an_optimizer_makes_finite_are_told_all_the_same(optim):
         errors.append(caught.value)
     assert errors[0].site == errors[1].site == "f"
     assert errors[0].step == errors[1].step
+
+
+class Diary(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.losses = []
+
+    def forward(self, x):
+        plain(x)
+
+
+def test_a_log_that_a_callback_keeps_on_the_model_changes_nothing():
+    model = Diary()
+    result = fit(model, every=4, callbacks=[lambda state: model.losses.append(float(state.losses[-1]))])
+    assert result.compiled
+    assert len(model.losses) == 3
