@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pyro_lvm.graphs import drop_unused, lift_constants, multiply, narrow, settle, spread_failures
+from pyro_lvm.graphs import drop_unused, lift_constants, multiply, narrow, settle, size, spread_failures
 from pyro_lvm.tracing import NotCompilable, first_line, trace
 
 _TESTED = ("2.13",)
@@ -105,7 +105,7 @@ class Scan:
     @property
     def num_threads(self) -> int:
         """One for programs on small tensors, which more threads make slower."""
-        numbers = max(node.meta["val"].numel() for node in self.graph.graph.nodes if _is_tensor(node))
+        numbers = max(map(size, self.graph.graph.nodes))
         return torch.get_num_threads() if numbers >= _MANY_NUMBERS else 1
 
     def compile(self) -> None:
@@ -200,10 +200,6 @@ def _equal(ours: Tensor, theirs: Tensor) -> bool:
     if ours is theirs or ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return ours is theirs
     return bool(((ours == theirs) | ((ours != ours) & (theirs != theirs))).all())
-
-
-def _is_tensor(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), Tensor)
 
 
 def _compile_scan(step: fx.GraphModule, carry: list[Tensor], x: list[Tensor], fixed: list[Tensor]) -> Callable:

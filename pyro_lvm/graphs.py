@@ -250,11 +250,11 @@ def settle(graph: fx.Graph) -> None:
         inputs = [arg for arg in node.args if isinstance(arg, fx.Node)]
         through = node.target in _POINTWISE or node.target in _VIEWS
         costly[node] = node.target in _COSTLY or (through and any(costly[arg] for arg in inputs))
-        if node.target not in _POINTWISE or _size(node) < _LARGE_TENSOR:
+        if node.target not in _POINTWISE or size(node) < _LARGE_TENSOR:
             continue
         for arg in inputs:
             core: Any = arg.args[0] if arg.target is aten.expand.default else arg
-            if core not in settled and costly[core] and _size(core) == 1:
+            if core not in settled and costly[core] and size(core) == 1:
                 with graph.inserting_after(core):
                     held = _in_memory(graph, core, list(_value(core).shape))
                 held.meta["val"] = _value(core)
@@ -269,7 +269,8 @@ def _in_memory(graph: fx.Graph, node: fx.Node, shape: list[int]) -> fx.Node:
     return graph.call_function(aten.as_strided.default, (node, shape, strides, 0))
 
 
-def _size(node: fx.Node) -> int:
+def size(node: fx.Node) -> int:
+    """How many numbers an operation makes."""
     value = _value(node)
     return value.numel() if isinstance(value, Tensor) else 0
 

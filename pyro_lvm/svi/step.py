@@ -14,7 +14,7 @@ from pyro_lvm.elbo.estimator import Estimator
 from pyro_lvm.modules import unchanged_buffers
 from pyro_lvm.noise import Given, Noise, Numbers
 from pyro_lvm.svi.loop import EagerLoop
-from pyro_lvm.svi.pure_optimizer import PureOptimizer
+from pyro_lvm.svi.pure_optimizer import PureOptimizer, State
 from pyro_lvm.tracing import NotCompilable
 
 Tree = dict[str, Any]  # tensors in nested dicts and lists
@@ -118,10 +118,13 @@ class Step:
 
     def carry(self) -> Tree:
         """What a step takes over from the one before, as the loop holds it now."""
+        return self._carry(self.optimizer.state())
+
+    def _carry(self, state: list[State]) -> Tree:
         buffers = self.parameters.untrained()
         return {
             "params": self.optimizer.vectors(),
-            "state": self.optimizer.state(),
+            "state": state,
             "buffers": {name: buffers[name].clone() for name in self.buffers},
         }
 
@@ -154,13 +157,10 @@ class Step:
 
     def example(self) -> tuple[Tree, Tree, Tree]:
         """A carry, what one step has of its own, and what is fixed, to trace a step by; the loop stays as it is."""
-        buffers = self.parameters.untrained()
-        carry = {"params": self.optimizer.vectors(), "state": self.optimizer.example_state()}
-        carry["buffers"] = {name: buffers[name] for name in self.buffers}
         own = self._own(0) | {"noise": {k: v[0] for k, v in self.noise.between(0, 1).items()}}
         if self.loop.scheduler:
             own["rates"] = self._rates()
-        return carry, own, self.fixed()
+        return self._carry(self.optimizer.example_state()), own, self.fixed()
 
     def _own(self, step: int) -> Tree:
         indices = {k: v[0] for k, v in self.batches.indices(step, step + 1).items()}
