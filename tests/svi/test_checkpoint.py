@@ -1,14 +1,10 @@
 """A fit that was killed, at any moment, ends where one that was not killed ends, bit for bit."""
 
 import functools
-import multiprocessing
-import os
 import pickle
 import random
-import runpy
 import signal
 import time
-from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -19,6 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import pyro_lvm as lvm
 from pyro_lvm import files
 from pyro_lvm.svi import checkpoint
+
+from .processes import Process
 
 SCRIPT = """
 import os, time
@@ -65,33 +63,6 @@ torch.save({"losses": result.losses, "params": result.params, "validation": resu
             "net": net.state_dict(), "decoder": decoder.state_dict(),
             "draw": result.guide(x) or result.sample(2)["z"] if kind not in ("loader", "own generator") else 0}, out)
 """
-
-
-class Process:
-    """The script in a process of its own, forked from a server that has imported torch already."""
-
-    def __init__(self, script, kind, pause, checkpoint, out):
-        self.steps = Path(f"{out}.steps")
-        self.steps.unlink(missing_ok=True)
-        arguments = {"kind": kind, "path": str(checkpoint), "out": str(out), "pause": pause}
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["pyro_lvm", "torch._dynamo"])  # which the first optimizer imports
-        self.process = context.Process(target=runpy.run_path, args=(str(script), arguments))
-        self.process.start()
-
-    def wait_for_a_block(self):
-        limit = time.monotonic() + 60
-        while not self.steps.exists():
-            assert time.monotonic() < limit
-            assert self.process.exitcode is None
-            time.sleep(0.005)
-
-    def end(self, number=None):
-        """The exit code, after a signal if one is given."""
-        if number is not None:
-            os.kill(self.process.pid, number)
-        self.process.join(60)
-        return self.process.exitcode
 
 
 @pytest.fixture
