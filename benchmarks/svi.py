@@ -29,7 +29,7 @@ COLUMNS = {
 }
 NOTES = """\
 Pyro: SVI.step with Trace_ELBO or TraceEnum_ELBO. Pyro jit: their Jit counterparts.
-eager, compiled: lvm.fit with compile=False and True, the default ELBO.
+eager, compiled: lvm.fit with compile=False and True, the default ELBO; row b with guide="full_rank".
 NumPyro: blocks of steps as one jitted scan; rows e and f by MixtureSameFamily.
 torch: the reparametrised ELBO written by hand, Adam with fused=True."""
 PEERS = {"pyro": "stock Pyro", "numpyro": "NumPyro", "torch": "plain torch"}

@@ -21,6 +21,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from pyro_lvm.graphs import drop_unused, lift_constants, multiply, narrow, settle, size, spread_failures
 from pyro_lvm.tracing import NotCompilable, first_line, trace
 
+aten = torch.ops.aten
+
 _TESTED = ("2.13",)
 _OPTIONS = {
     "cpp_wrapper": True,
@@ -28,6 +30,7 @@ _OPTIONS = {
     "cpp.vec_isa_ok": True,  # what the processor says of itself, without six test programs
 }
 _EXAMPLE_STEPS = 512  # any number but 0 and 1, which the compiler would take for constants
+_WIDTH = 16  # of a vector of the processor, in numbers of float32
 _MANY_NUMBERS = 100_000  # in one tensor, from which on more threads than one bring more than they cost
 
 
@@ -80,6 +83,7 @@ class Scan:
         num_x = len(tree_flatten(x)[0])
         self._kept_x = drop_unused(self.graph, inputs[:num_x], at_least=1)
         self._kept_fixed = drop_unused(self.graph, inputs[num_x:], at_least=0)
+        self._by_columns = {i for i in self._kept_fixed if _is_long_and_narrow(inputs[num_x + i])}
         self.size = sum(node.op == "call_function" for node in self.graph.graph.nodes)
         self._run: Callable | None = None
 
@@ -131,9 +135,25 @@ class Scan:
             return tree_unflatten(list(self._run(*chain(*self._used(carry, xs, fixed)))), self._out)
 
     def _used(self, carry: Any, xs: Any, fixed: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """The tensors that the graph has for inputs."""
+        """The tensors that the graph has for inputs, in the layout for which it is compiled."""
         x, same = list(_leaves(xs)), [*_leaves(fixed), *self.held]
-        return list(_leaves(carry)), [x[i] for i in self._kept_x], [same[i] for i in self._kept_fixed]
+        return (
+            [tensor.contiguous() for tensor in _leaves(carry)],
+            [x[i].contiguous() for i in self._kept_x],
+            [_turned(same[i]) if i in self._by_columns else same[i].contiguous() for i in self._kept_fixed],
+        )
+
+
+def _is_long_and_narrow(table: fx.Node) -> bool:
+    """Whether the processor's vectors should hold many rows of one column; rows that are picked are left as they are."""
+    shape = table.meta["val"].shape
+    picked = any(user.target in (aten.index.Tensor, aten.index_select.default) for user in table.users)
+    return len(shape) == 2 and 1 < shape[1] < _WIDTH <= shape[0] and not picked
+
+
+def _turned(tensor: Tensor) -> Tensor:
+    """The same table with its columns one after the other in memory."""
+    return tensor.t().contiguous().t()
 
 
 def _leaves(tree: Any) -> Iterator[Tensor]:

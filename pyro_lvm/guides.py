@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.infer import autoguide
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
     AutoGuide,
     AutoGuideList,
     AutoLowRankMultivariateNormal,
-    AutoMultivariateNormal,
     AutoNormal,
     AutoStructured,
     init_to_median,
@@ -25,6 +26,34 @@ from torch.distributions import biject_to, constraints
 
 from pyro_lvm.modules import reachable_modules
 from pyro_lvm.sites import Site, Sites, sample_sites
+
+
+class _MultivariateNormal(dist.MultivariateNormal):
+    """One that knows the noise of its last draw, at which the density takes no triangular solve."""
+
+    _last: tuple[Tensor, Tensor] | None = None
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        noise = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
+        draw = self.loc + (self._unbroadcasted_scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+        if torch.is_grad_enabled():  # a draw made without is one at which the density moves with the parameters
+            self._last = draw, noise
+        return draw
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._last is None or value is not self._last[0]:
+            return super().log_prob(value)
+        noise = self._last[1]
+        half_log_det = self._unbroadcasted_scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return -0.5 * (noise.square().sum(-1) + noise.shape[-1] * math.log(2 * math.pi)) - half_log_det
+
+
+class AutoMultivariateNormal(autoguide.AutoMultivariateNormal):
+    """Pyro's guide with a density that is cheap where it is asked for: at the draw that was just made."""
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> dist.MultivariateNormal:
+        return _MultivariateNormal(self.loc, scale_tril=self.scale[..., None] * self.scale_tril)
+
 
 _NAMED: dict[str, type[AutoGuide]] = {
     "mean_field": AutoNormal,
@@ -161,7 +190,7 @@ def distributions(guide: Callable, trace: poutine.Trace, latent: tuple[str, ...]
         return {n: d for part in guide for n, d in distributions(part, trace, tuple(_own(part, latent))).items()}
     if isinstance(guide, AutoNormal):
         return {name: _pushed(trace.nodes[f"{name}_unconstrained"]["fn"], guide, name) for name in latent}
-    if isinstance(guide, AutoDiagonalNormal | AutoMultivariateNormal | AutoLowRankMultivariateNormal):
+    if isinstance(guide, AutoDiagonalNormal | autoguide.AutoMultivariateNormal | AutoLowRankMultivariateNormal):
         joint = guide.get_posterior()
         return {name: _marginal(joint, guide, name, part) for name, part in _parts(guide).items()}
     if isinstance(guide, AutoGuide) and not isinstance(guide, AutoDelta):

@@ -168,6 +168,25 @@ def test_draws_come_from_given_numbers():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("table", [(600, 3), (600, 16), (16, 15), (15, 3)])
+@pytest.mark.parametrize("picks", [False, True])
+def test_the_layout_of_tables_does_not_matter(table, picks):
+    def step(carry, x, fixed):
+        rows = fixed["rows"][x["index"]] if picks else fixed["rows"]
+        ahead = rows.reshape(-1).cumsum(0).view(rows.shape)
+        return {"loc": carry["loc"] + 0.1 * (rows - carry["loc"]).tanh().mean(0)}, (ahead @ carry["loc"]).sum()
+
+    rows = torch.randn(table, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    carry, xs = {"loc": torch.zeros(table[1], dtype=torch.float64)}, {"index": torch.arange(30).view(5, 6) % table[0]}
+    expected = loop(step, carry, xs, {"rows": rows})
+    for given in (rows, rows.t().contiguous().t()):
+        fixed = {"rows": given}
+        scan = compiled(step, carry, {"index": xs["index"][0]}, fixed)
+        found = scan(carry, xs, fixed)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(scan(carry, xs, {"rows": rows}), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_what_cannot_be_given_is_drawn_anew_in_each_step_from_torchs_stream():
     def step(carry, x, fixed):
         g = torch._standard_gamma(fixed.expand(3))

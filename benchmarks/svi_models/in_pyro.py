@@ -153,7 +153,7 @@ def run_fit(row, steps, every=None, between=None, *, compile):
     blocks = {} if between is None else {"every": every, "callbacks": [lambda state: between()]}
     result = lvm.fit(
         model,
-        None if guide is no_guide else guide,
+        "full_rank" if row.key == "b" else None if guide is no_guide else guide,
         *data,
         num_steps=steps,
         optim=RATE,
