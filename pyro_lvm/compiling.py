@@ -145,7 +145,7 @@ class Scan:
 
 
 def _is_long_and_narrow(table: fx.Node) -> bool:
-    """Whether the processor's vectors should hold many rows of one column; rows that are picked are left as they are."""
+    """Whether vectors of the processor should hold many rows of a column; rows that are picked are left as they are."""
     shape = table.meta["val"].shape
     picked = any(user.target in (aten.index.Tensor, aten.index_select.default) for user in table.users)
     return len(shape) == 2 and 1 < shape[1] < _WIDTH <= shape[0] and not picked

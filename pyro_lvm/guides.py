@@ -52,6 +52,7 @@ class AutoMultivariateNormal(autoguide.AutoMultivariateNormal):
     """Pyro's guide with a density that is cheap where it is asked for: at the draw that was just made."""
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> dist.MultivariateNormal:
+        """The guide's distribution on the unconstrained latents, all in one vector."""
         return _MultivariateNormal(self.loc, scale_tril=self.scale[..., None] * self.scale_tril)
 
 
