@@ -107,7 +107,7 @@ def steps_of_row(key, options):
 
 
 def print_start_up(options):
-    """Whole runs from nothing. Imports are not counted, torch's compilers may use all cores."""
+    """Whole runs from nothing. Imports are not counted, that of torch's compiler neither; it may use all cores."""
     print(
         f"compile: what a run of {START_UP_STEPS:,} steps takes beyond so many steps later on. MB: peak of the process."
     )

@@ -99,6 +99,7 @@ def _main(pipe: Connection, column, key, threads, pinned, work, options):
             sys.modules["torch"].set_num_threads(threads)
         if name == "run_fit":
             importlib.import_module("pyro_lvm")
+            importlib.import_module("torch._inductor.compile_fx")  # a second or two, once in a process
         work(pipe, functools.partial(run, ROWS[key], **run_options), ROWS[key], **options)
     except (EOFError, BrokenPipeError):
         pass  # the other side has seen enough
