@@ -34,7 +34,7 @@ class _MultivariateNormal(dist.MultivariateNormal):
     _last: tuple[Tensor, Tensor] | None = None
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        noise = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
+        noise = self.loc.new_empty(self._extended_shape(sample_shape)).normal_()
         draw = self.loc + (self._unbroadcasted_scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
         if torch.is_grad_enabled():  # a draw made without is one at which the density moves with the parameters
             self._last = draw, noise
