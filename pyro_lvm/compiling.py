@@ -18,7 +18,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pyro_lvm.graphs import drop_unused, lift_constants, multiply, narrow, settle, size, spread_failures
+from pyro_lvm.graphs import (
+    drop_unused,
+    lift_constants,
+    multiply,
+    narrow,
+    readers_of_memory,
+    settle,
+    size,
+    spread_failures,
+)
 from pyro_lvm.tracing import NotCompilable, first_line, trace
 
 aten = torch.ops.aten
@@ -89,6 +98,7 @@ class Scan:
 
     def _trace(self) -> tuple[fx.GraphModule, list[Tensor]]:
         module = trace(self._flat, self._examples)
+        _refuse_strides(module.graph)
         for rewrite in (spread_failures, narrow, multiply, settle):
             rewrite(module.graph)
         module.graph.eliminate_dead_code()
@@ -144,11 +154,20 @@ class Scan:
         )
 
 
+def _refuse_strides(graph: fx.Graph) -> None:
+    inputs = (node for node in graph.nodes if node.op in ("placeholder", "get_attr"))
+    if any(reader.target is aten.as_strided.default for node in inputs for reader in readers_of_memory(node)):
+        raise NotCompilable(
+            "as_strided picks numbers by their place in memory, which a compiled program is free to choose: use "
+            "unfold, reshape or an index"
+        )
+
+
 def _is_long_and_narrow(table: fx.Node) -> bool:
     """Whether vectors of the processor should hold many rows of a column; rows that are picked are left as they are."""
     shape = table.meta["val"].shape
     picked = any(user.target in (aten.index.Tensor, aten.index_select.default) for user in table.users)
-    return len(shape) == 2 and 1 < shape[1] < _WIDTH <= shape[0] and not picked
+    return len(shape) == 2 and 1 < shape[1] < _WIDTH <= shape[0] and not picked and not readers_of_memory(table)
 
 
 def _turned(tensor: Tensor) -> Tensor:

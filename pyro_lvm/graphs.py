@@ -59,6 +59,22 @@ def _write_number(graph: fx.Graph, copy: fx.Node, tensor: Tensor) -> None:
     graph.erase_node(copy)
 
 
+_BY_PLACES_IN_MEMORY = {aten.as_strided.default, aten.view.dtype, aten.view_as_complex.default}
+
+
+def readers_of_memory(node: fx.Node) -> set[fx.Node]:
+    """The operations on a tensor, or on views of it, that see how it lies in memory."""
+    found: set[fx.Node] = set()
+    todo = [node]
+    while todo:
+        for user in todo.pop().users:
+            if user.target in _BY_PLACES_IN_MEMORY:
+                found.add(user)
+            elif user.op == "call_function" and _shares_memory(user):
+                todo.append(user)
+    return found
+
+
 def spread_failures(graph: fx.Graph) -> None:
     """A factorisation that fails gives NaN; eagerly it raises an error, which a compiled loop cannot."""
     for check in [n for n in graph.nodes if n.target is aten._linalg_check_errors.default]:

@@ -29,21 +29,24 @@ from pyro_lvm.sites import Site, Sites, sample_sites
 
 
 class _MultivariateNormal(dist.MultivariateNormal):
-    """One that knows the noise of its last draw, at which the density takes no triangular solve."""
+    """One that knows the noise of its last draw, at which the density takes no triangular solve.
 
-    _last: tuple[Tensor, Tensor] | None = None
+    There the density is a function of the parameters alone: it has no derivative by the draw itself.
+    """
+
+    _last: tuple[Tensor, int, Tensor] | None = None
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         noise = self.loc.new_empty(self._extended_shape(sample_shape)).normal_()
         draw = self.loc + (self._unbroadcasted_scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
         if torch.is_grad_enabled():  # a draw made without is one at which the density moves with the parameters
-            self._last = draw, noise
+            self._last = draw, draw._version, noise
         return draw
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._last is None or value is not self._last[0]:
+        if self._last is None or value is not self._last[0] or value._version != self._last[1]:
             return super().log_prob(value)
-        noise = self._last[1]
+        noise = self._last[2]
         half_log_det = self._unbroadcasted_scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return -0.5 * (noise.square().sum(-1) + noise.shape[-1] * math.log(2 * math.pi)) - half_log_det
 

@@ -104,8 +104,10 @@ def python_values(*programs: Any) -> dict[str, list[Any]]:
     """The numbers, strings and tensors that the programs reach, modules of theirs included, by their last name."""
     found: dict[str, list[Any]] = {}
     for name, thing in (pair for program in programs for pair in _reachable(program, into_modules=True)):
-        if isinstance(thing, np.ndarray):
-            found.setdefault(name, []).append(thing.tobytes() if thing.size <= _FEW else id(thing))
+        if isinstance(thing, np.ndarray) or hasattr(thing, "to_numpy"):
+            array = np.asarray(thing)
+            text = repr(array.tolist()) if array.dtype.hasobject else array.tobytes()
+            found.setdefault(name, []).append(text if array.size <= _FEW else id(thing))
         elif isinstance(thing, _VALUES):
             found.setdefault(name, []).append(thing)
     return found
@@ -138,7 +140,7 @@ def _reachable(program: Any, into_modules: bool = False) -> Iterator[tuple[str, 
             todo += [(str(key), t) for key, t in thing.items() if _is_looked_at(t, thing)]
         elif isinstance(thing, type | types.ModuleType):
             own = vars(thing) if into_modules and _is_users_place(thing) else {}
-            todo += [(key, v) for key, v in own.items() if isinstance(v, _VALUES) and not key.startswith("__")]
+            todo += [(key, v) for key, v in own.items() if _holds_values(v) and not key.startswith("__")]
         elif _is_users(type(thing)):
             todo += _attributes(thing)
             todo += [(name, attribute) for key, attribute in vars(type(thing)).items() if key == "__call__"]
@@ -152,6 +154,12 @@ def _attributes(thing: Any) -> list[tuple[str, Any]]:
     own = [(key, getattr(thing, key)) for key in slots if hasattr(thing, key) and not key.startswith("__")]
     own += list(getattr(thing, "__dict__", {}).items())
     return [(key, v) for key, v in held if not key.startswith("__")] + own
+
+
+def _holds_values(thing: Any) -> bool:
+    """Whether a thing in a module is there for its values, and is no class, function or module."""
+    kinds = (type, types.FunctionType, types.ModuleType)
+    return isinstance(thing, (*_VALUES, list, dict, tuple)) or (_is_users(type(thing)) and not isinstance(thing, kinds))
 
 
 def _is_looked_at(thing: Any, container: Any) -> bool:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 aten = torch.ops.aten
 
@@ -48,14 +49,51 @@ def trace(fn: Callable[..., list[Tensor]], examples: list[Tensor]) -> fx.GraphMo
 
 
 class _NoReads(TorchDispatchMode):
-    """Refuses what a trace would hold for good: values read from tensors, and shapes that follow values."""
+    """Refuses what a trace would hold for good: values read from tensors, and shapes that follow values.
+
+    Masks that follow from no input, such as that of a triangle, are written down as the places where they are true.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._same_always: dict[int, Tensor] = {}  # integers and truth values that follow from no input, by storage
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (aten._local_scalar_dense.default, aten.equal.default):
             raise NotCompilable(_READS)
-        if _has_mask(args[1]) if func is aten.index.Tensor else torch.Tag.dynamic_output_shape in func.tags:
+        if func in (aten.random_.default, getattr(aten.random_, "from"), aten.random_.to):
+            raise NotCompilable("Tensor.random_ cannot be compiled: torch.randint can")
+        if func is aten.index.Tensor:
+            args = (args[0], [place for i in args[1] for place in (self._places(i) if _is_mask(i) else (i,))])
+        elif torch.Tag.dynamic_output_shape in func.tags:
             raise NotCompilable(_SHAPES)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        self._remember(func, args, kwargs or {}, result)
+        return result
+
+    def _remember(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        same = all(map(self._is_same_always, given)) and torch.Tag.nondeterministic_seeded not in func.tags
+        if same and isinstance(result, Tensor) and not result.is_floating_point():
+            self._same_always[_storage(result)] = result
+        elif func._schema.is_mutable:
+            for value, argument in zip(args, func._schema.arguments, strict=False):
+                for written in tree_leaves(value) if argument.is_write else ():
+                    self._same_always.pop(_storage(written), None)
+
+    def _is_same_always(self, tensor: Tensor) -> bool:
+        return _storage(tensor) in self._same_always
+
+    def _places(self, mask: Tensor) -> tuple[Tensor, ...]:
+        """Where a mask is true: an index for each of its dimensions."""
+        if not self._is_same_always(mask):
+            raise NotCompilable(_SHAPES)
+        with _disable_current_modes():
+            return mask.nonzero(as_tuple=True)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 class _NumberIndices(TorchFunctionMode):
@@ -79,8 +117,8 @@ def _is_number(index: Tensor) -> bool:
     return index.dim() == 0 and index.dtype in (torch.int64, torch.int32, torch.int16, torch.int8)
 
 
-def _has_mask(indices: Any) -> bool:
-    return any(isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8) for i in indices)
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
 
 
 def first_line(error: Exception) -> str:

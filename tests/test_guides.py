@@ -62,6 +62,14 @@ def at_the_draw_before_the_last(guide):
     return q.log_prob(first)
 
 
+def at_a_draw_changed_in_place(guide):
+    q = guide.get_posterior()
+    draw = q.rsample()
+    with torch.no_grad():
+        draw += 1.0
+    return q.log_prob(draw)
+
+
 def at_many_draws(guide):
     q = guide.get_posterior()
     return q.log_prob(q.rsample((5, 2)))
@@ -81,6 +89,7 @@ WAYS = [
     at_a_detached_draw,
     at_a_draw_without_gradient,
     at_the_draw_before_the_last,
+    at_a_draw_changed_in_place,
     at_many_draws,
     expanded,
     in_a_trace,

@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from pyro_lvm import randomness
+from pyro_lvm.batches import ShuffledRows
 from pyro_lvm.compiling import Scan
 from pyro_lvm.modules import python_values
 from pyro_lvm.noise import Given
@@ -18,6 +20,7 @@ from pyro_lvm.svi.loop import EagerLoop
 from pyro_lvm.svi.step import Step, Tree
 from pyro_lvm.tracing import NotCompilable
 
+_ROWS_AT_ONCE = 10_000
 _SCHEDULED = "the scheduler changes {} of the optimizer, beside its learning rate"
 
 
@@ -51,16 +54,18 @@ class CompiledLoop:
 
     def __init__(self, eager: EagerLoop, seed: int, required: bool, watched: bool) -> None:
         self.eager, self.required, self.watched = eager, required, watched
-        programs = (eager.objective.program.model, eager.objective.program.guide)
+        program = eager.objective.program
+        self._programs = (program.model, program.guide, program.model_kwargs, program.data.args)
         self.step = Step(eager, seed)
-        before = _fixed(python_values(*programs))
+        before = _fixed(python_values(*self._programs))
         self.scan = Scan(self.step, *self.step.example())
         self.compiled = True
         self._carry: Tree | None = None  # of the steps taken, as long as the eager loop does not know it
         self._blocks: list[_Before] = []  # the last two
+        self._calls = 0
         self._held = self._python_values()
         self._check_schedule()
-        if changed := _differences(before, _fixed(python_values(*programs))):
+        if changed := _differences(before, _fixed(python_values(*self._programs))):
             raise NotCompilable(f"{changed[0]!r} changes as model and guide run: keep it in a tensor, or leave it out")
 
     @property
@@ -91,6 +96,7 @@ class CompiledLoop:
         if not self.compiled:
             return self.eager.run(start, stop, interrupted)
         if start == 0:
+            self._check_rows()
             return self._eager_step(0)
         chunk = self.step.noise.chunk
         return self._block(start, min(stop, (start // chunk + 1) * chunk))
@@ -178,18 +184,39 @@ class CompiledLoop:
 
     def _python_values(self) -> dict[str, list[Any]]:
         """What the program holds fixed of what model and guide reach: numbers, and which tensors stand where."""
-        program = self.eager.objective.program
-        return _fixed(python_values(program.model, program.guide), self.scan.held)
+        return _fixed(python_values(*self._programs), self.scan.held)
 
     def _check_python_values(self) -> None:
         now = self._python_values()
         changed = _differences(self._held, now)
-        if changed and self.scan.outdated() is not None:
+        self._calls += 1
+        if (changed or self._calls.bit_count() == 1) and (told := self.scan.outdated()) is not None:
+            what = repr(changed[0]) if changed else f"a number of Python's{told}"
             self._leave(
-                f"{changed[0]!r} has changed between two steps, and the compiled program holds its old value: keep it "
-                "in a tensor (a buffer) and change that in place"
+                f"{what} has changed between two steps, and the compiled program holds its old value: keep it in a "
+                "tensor (a buffer) and change that in place"
             )
         self._held = now
+
+    def _check_rows(self) -> None:
+        """Pyro's checks on all rows, which no later step makes."""
+        batches = self.eager.batches
+        if isinstance(batches, ShuffledRows) and is_validation_enabled():
+            size = max(batches.batch_size, _ROWS_AT_ONCE)
+            for first in range(0, batches.num_rows, size):
+                rows = slice(first, first + size)
+                weight = None if batches.weight is None else batches.weight[rows]
+                self.eager.check(0, (batches.data.take(rows), weight))
+
+    def finish(self, stop: int) -> None:
+        """All steps to ``stop`` are taken: make Pyro's checks on the last, which no compiled step makes.
+
+        Raises:
+            ValueError: what an eager step would have raised of a parameter outside its constraint.
+        """
+        if self.compiled and is_validation_enabled():
+            self._tell_eager()
+            self.eager.check(stop - 1, self.eager.batches.get(stop - 1))
 
     def _leave(self, reason: str) -> None:
         """Go on eagerly from here."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from pyro.optim import PyroOptim
 from torch import Tensor
 
 from pyro_lvm import randomness
-from pyro_lvm.batches import Batches
+from pyro_lvm.batches import Batch, Batches
+from pyro_lvm.modules import unchanged_buffers
 from pyro_lvm.svi.nonfinite import NonFiniteError, blame
 from pyro_lvm.svi.objective import Objective
 from pyro_lvm.svi.optimizers import make_clipping, make_optimizer, make_scheduler
@@ -84,8 +86,17 @@ class EagerLoop:
                     self.good[name].copy_(v)
             return loss.detach()
 
-        try:
+        with self._explained(step, args, random_state):
             loss = self.optimizer.step(closure)  # type: ignore[arg-type]
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return float(loss)
+
+    @contextmanager
+    def _explained(self, step: int, args: tuple[Any, ...], random_state: Any) -> Iterator[None]:
+        """What goes wrong with a loss is told with its step and site."""
+        try:
+            yield
         except (FloatingPointError, ValueError) as error:
             program = self.objective.program
             randomness.set_state(random_state)
@@ -93,9 +104,17 @@ class EagerLoop:
             if site is None and isinstance(error, ValueError):
                 raise
             raise NonFiniteError(step, site, reason, program.parameters.constrained(self.good)) from error
-        if self.scheduler is not None:
-            self.scheduler.step()
-        return float(loss)
+
+    def finish(self, stop: int) -> None:
+        """All steps to ``stop`` are taken: they were checked one by one."""
+
+    def check(self, step: int, batch: Batch) -> None:
+        """Raise what Pyro's checks find in the loss of a batch, and change nothing."""
+        args, weight = batch
+        program, state = self.objective.program, randomness.get_state()
+        with unchanged_buffers(program.model, program.guide), torch.no_grad(), self._explained(step, args, state):
+            self.objective(self.params, args, self.num_rows, weight, step)
+        randomness.set_state(state)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything on which the next step depends."""

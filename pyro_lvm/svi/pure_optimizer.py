@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from pyro_lvm.compiling import as_if_compiling, bare_step
 from pyro_lvm.tracing import NotCompilable
@@ -27,7 +27,6 @@ _ELEMENTWISE = {
     torch.optim.Adadelta,
     torch.optim.ASGD,
     torch.optim.Rprop,
-    pyro.optim.clipped_adam.ClippedAdam,
 }
 _PASSES_ON = _ELEMENTWISE - {torch.optim.Rprop}  # a gradient that is not finite to the parameters
 _BRANCHING = {torch.optim.RAdam, torch.optim.ASGD}  # on a number, but for a form made for CUDA graphs
@@ -70,10 +69,14 @@ class PureOptimizer:
     Args:
         optimizer: Whose settings to take, and whose state to read and write.
         params: Its parameters by name, those alone that a fit moves.
+
+    Raises:
+        NotCompilable: for hooks, which only an eager step calls.
     """
 
     def __init__(self, optimizer: Optimizer, params: Mapping[str, Tensor]) -> None:
         self.optimizer, self.params = optimizer, params
+        _refuse_hooks(optimizer, params)
         names = {id(p): name for name, p in params.items()}
         self.units: list[Unit] = []
         for i, group in enumerate(optimizer.param_groups):
@@ -199,6 +202,16 @@ class PureOptimizer:
                 shaped = {k: v if k in _NUMBERS else unit.shaped(v) for k, v in state.items()}
                 optimizer.state[leaf] = {k: v.clone() for k, v in shaped.items()}
         return optimizer, leaves
+
+
+def _refuse_hooks(optimizer: Optimizer, params: Mapping[str, Tensor]) -> None:
+    whose = [_global_optimizer_pre_hooks, _global_optimizer_post_hooks]
+    whose += [optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks]
+    if any(whose):
+        raise NotCompilable(f"the optimizer {type(optimizer).__name__} has hooks on its step")
+    for name, p in params.items():
+        if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
+            raise NotCompilable(f"the parameter {name!r} has a hook on its gradient")
 
 
 def _python_numbers(optimizer: Optimizer) -> dict[str, Any]:

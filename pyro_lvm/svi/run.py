@@ -97,6 +97,8 @@ class Run:
                     bar.set_postfix_str(f"loss {self.losses[-self.every :].mean():.4g}")
                 if self.kept is not None:
                     self._save()
+        if self.step:
+            self.loop.finish(self.step)
 
     def _next_stop(self) -> int:
         """Where something comes between two steps; a compiled loop is not interrupted for nothing."""

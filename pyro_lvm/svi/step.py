@@ -85,8 +85,10 @@ class Step:
                 f"divides {batches.num_rows}"
             )
         noise = torch.Generator().manual_seed(0)
-        elsewhere = {
-            name: v.detach() + 0.1 * torch.randn(v.shape, generator=noise, dtype=v.dtype).to(v.device)
+        elsewhere = {  # trainable, or Pyro would warn of a module with frozen parameters
+            name: (
+                v.detach() + 0.1 * torch.randn(v.shape, generator=noise, dtype=v.dtype).to(v.device)
+            ).requires_grad_()
             for name, v in self.loop.params.items()
         }
         own = self._own(last)

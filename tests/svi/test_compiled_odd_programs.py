@@ -1,5 +1,8 @@
 """Compiled fits of programs that a trace could easily get wrong: right, or refused."""
 
+from types import SimpleNamespace
+
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -131,3 +134,128 @@ def test_a_log_that_a_callback_keeps_on_the_model_changes_nothing():
     result = fit(model, every=4, callbacks=[lambda state: model.losses.append(float(state.losses[-1]))])
     assert result.compiled
     assert len(model.losses) == 3
+
+
+def lagged(table):
+    weights = pyro.sample("weights", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+    past = table.as_strided((58, 4), (2, 1))
+    with pyro.plate("rows", 58):
+        pyro.sample("next", dist.Normal(past @ weights, 1.0), obs=table[2:, 0])
+
+
+def test_numbers_picked_by_their_place_in_memory_are_refused():
+    with pytest.raises(ValueError, match="as_strided picks numbers by their place in memory"):
+        fit(lagged, "mean_field", torch.randn(60, 2))
+
+
+def rotated(table):
+    angle = pyro.sample("angle", dist.Normal(0.0, 1.0))
+    turned = torch.view_as_complex(table) * torch.complex(angle.cos(), angle.sin())
+    with pyro.plate("rows", len(table)):
+        pyro.sample("real", dist.Normal(turned.real, 1.0), obs=table[:, 0])
+
+
+def test_tables_read_as_complex_numbers():
+    table = torch.randn(40, 2)
+    eager = lvm.fit(rotated, "map", table, num_steps=12, compile=False, progress=False)
+    torch.testing.assert_close(fit(rotated, "map", table).losses, eager.losses, rtol=1e-5, atol=1e-5)
+
+
+def correlated(x):
+    factor = pyro.sample("factor", dist.LKJCholesky(3, 1.0))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("x", dist.MultivariateNormal(torch.zeros(3), scale_tril=factor), obs=x)
+
+
+def test_a_mask_that_is_always_the_same():
+    x = torch.randn(30, 3)
+    eager = lvm.fit(correlated, "map", x, num_steps=12, compile=False, progress=False)
+    torch.testing.assert_close(fit(correlated, "map", x).losses, eager.losses, rtol=1e-5, atol=1e-5)
+
+
+def clamped_after_each_step(params):
+    optimizer = torch.optim.Adam(params, 0.05)
+    optimizer.register_step_post_hook(lambda *_: None)
+    return optimizer
+
+
+def with_a_hook_on_gradients(params):
+    params = list(params)
+    params[0].register_hook(lambda grad: 0 * grad)
+    return torch.optim.Adam(params, 0.05)
+
+
+@pytest.mark.parametrize("optim", [clamped_after_each_step, with_a_hook_on_gradients])
+def test_hooks_that_only_an_eager_step_calls_are_refused(optim):
+    with pytest.raises(ValueError, match="hook"):
+        fit(plain, optim=optim)
+
+
+def test_a_row_that_the_likelihood_does_not_take_is_told_before_the_first_step():
+    def model(y):
+        logit = pyro.sample("logit", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Bernoulli(logits=logit), obs=y)
+
+    y = torch.ones(1_000)
+    y[777] = 7.0
+    with pytest.raises(ValueError, match="within the support"):
+        fit(model, "mean_field", y, batch_size=10)
+
+
+def test_a_parameter_that_leaves_the_likelihoods_range_is_told():
+    def model(y):
+        probs = pyro.param("probs", torch.tensor(0.9))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Bernoulli(probs=probs), obs=y)
+
+    def sgd(params):
+        return torch.optim.SGD(params, 0.01)
+
+    with pytest.raises(ValueError, match="Bernoulli"):
+        fit(model, lambda y: None, torch.ones(50), optim=sgd)
+
+
+SETTINGS = {"nested": {"shift": 0.0}, "series": pd.Series([0.0]), "object": SimpleNamespace(shift=0.0)}
+
+
+def set_nested(value):
+    SETTINGS["nested"]["shift"] = value
+
+
+def set_series(value):
+    SETTINGS["series"][0] = value
+
+
+def set_object(value):
+    SETTINGS["object"].shift = value
+
+
+READ = {
+    set_nested: lambda: SETTINGS["nested"]["shift"],
+    set_series: lambda: float(SETTINGS["series"][0]),
+    set_object: lambda: SETTINGS["object"].shift,
+}
+
+
+@pytest.mark.parametrize("change", READ)
+def test_settings_that_a_callback_changes_are_noticed(change):
+    def model(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(mean + READ[change](), 1.0), obs=x)
+
+    change(0.0)
+    with pytest.raises(ValueError, match="has changed between two steps"):
+        fit(model, every=4, callbacks=[lambda state: change(5.0)])
+
+
+def test_keyword_arguments_that_a_callback_changes_are_noticed():
+    def model(x, shifts):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(mean + shifts["a"], 1.0), obs=x)
+
+    shifts = {"a": 0.0}
+    with pytest.raises(ValueError, match="has changed between two steps"):
+        fit(model, every=4, callbacks=[lambda state: shifts.update(a=5.0)], model_kwargs={"shifts": shifts})
