@@ -190,13 +190,21 @@ class CompiledLoop:
         now = self._python_values()
         changed = _differences(self._held, now)
         self._calls += 1
-        if (changed or self._calls.bit_count() == 1) and (told := self.scan.outdated()) is not None:
+        if (changed or self._calls.bit_count() == 1) and (told := self._outdated()) is not None:
             what = repr(changed[0]) if changed else f"a number of Python's{told}"
             self._leave(
                 f"{what} has changed between two steps, and the compiled program holds its old value: keep it in a "
                 "tensor (a buffer) and change that in place"
             )
         self._held = now
+
+    def _outdated(self) -> str | None:
+        """What a new trace of the step has for a number of the program; the random state stays as it is."""
+        state = randomness.get_state()
+        try:
+            return self.scan.outdated()
+        finally:
+            randomness.set_state(state)
 
     def _check_rows(self) -> None:
         """Pyro's checks on all rows, which no later step makes."""
