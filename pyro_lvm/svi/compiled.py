@@ -21,6 +21,7 @@ from pyro_lvm.svi.step import Step, Tree
 from pyro_lvm.tracing import NotCompilable
 
 _ROWS_AT_ONCE = 10_000
+_AFTER_THE_FIRST = 2  # call of the loop, callbacks have run once, and may have changed what no look at values finds
 _SCHEDULED = "the scheduler changes {} of the optimizer, beside its learning rate"
 
 
@@ -190,7 +191,7 @@ class CompiledLoop:
         now = self._python_values()
         changed = _differences(self._held, now)
         self._calls += 1
-        if (changed or self._calls.bit_count() == 1) and (told := self._outdated()) is not None:
+        if (changed or self._calls == _AFTER_THE_FIRST) and (told := self._outdated()) is not None:
             what = repr(changed[0]) if changed else f"a number of Python's{told}"
             self._leave(
                 f"{what} has changed between two steps, and the compiled program holds its old value: keep it in a "
