@@ -105,9 +105,7 @@ def python_values(*programs: Any) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for name, thing in (pair for program in programs for pair in _reachable(program, into_modules=True)):
         if isinstance(thing, np.ndarray) or hasattr(thing, "to_numpy"):
-            array = np.asarray(thing)
-            text = repr(array.tolist()) if array.dtype.hasobject else array.tobytes()
-            found.setdefault(name, []).append(text if array.size <= _FEW else id(thing))
+            found.setdefault(name, []).append(repr(np.asarray(thing).tolist()) if thing.size <= _FEW else id(thing))
         elif isinstance(thing, _VALUES):
             found.setdefault(name, []).append(thing)
     return found

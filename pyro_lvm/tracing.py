@@ -77,8 +77,9 @@ class _NoReads(TorchDispatchMode):
         if same and isinstance(result, Tensor) and not result.is_floating_point():
             self._same_always[_storage(result)] = result
         elif func._schema.is_mutable:
-            for value, argument in zip(args, func._schema.arguments, strict=False):
-                for written in tree_leaves(value) if argument.is_write else ():
+            named = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)} | kwargs
+            for argument in func._schema.arguments:
+                for written in tree_leaves(named.get(argument.name)) if argument.is_write else ():
                     self._same_always.pop(_storage(written), None)
 
     def _is_same_always(self, tensor: Tensor) -> bool:

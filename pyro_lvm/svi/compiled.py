@@ -17,10 +17,11 @@ from pyro_lvm.compiling import Scan
 from pyro_lvm.modules import python_values
 from pyro_lvm.noise import Given
 from pyro_lvm.svi.loop import EagerLoop
+from pyro_lvm.svi.nonfinite import NonFiniteError
 from pyro_lvm.svi.step import Step, Tree
-from pyro_lvm.tracing import NotCompilable
+from pyro_lvm.tracing import NotCompilable, first_line
 
-_ROWS_AT_ONCE = 10_000
+_CHECKED_BATCHES = 50
 _AFTER_THE_FIRST = 2  # call of the loop, callbacks have run once, and may have changed what no look at values finds
 _SCHEDULED = "the scheduler changes {} of the optimizer, beside its learning rate"
 
@@ -97,7 +98,7 @@ class CompiledLoop:
         if not self.compiled:
             return self.eager.run(start, stop, interrupted)
         if start == 0:
-            self._check_rows()
+            self._check_batches(stop)
             return self._eager_step(0)
         chunk = self.step.noise.chunk
         return self._block(start, min(stop, (start // chunk + 1) * chunk))
@@ -207,25 +208,23 @@ class CompiledLoop:
         finally:
             randomness.set_state(state)
 
-    def _check_rows(self) -> None:
-        """Pyro's checks on all rows, which no later step makes."""
+    def _check_batches(self, stop: int) -> None:
+        """Pyro's checks on the first batches, as the steps to come would meet them: compiled steps make none."""
         batches = self.eager.batches
         if isinstance(batches, ShuffledRows) and is_validation_enabled():
-            size = max(batches.batch_size, _ROWS_AT_ONCE)
-            for first in range(0, batches.num_rows, size):
-                rows = slice(first, first + size)
-                weight = None if batches.weight is None else batches.weight[rows]
-                self.eager.check(0, (batches.data.take(rows), weight))
+            for step in range(1, min(stop, batches.num_batches, _CHECKED_BATCHES)):
+                self.eager.check(step, batches.get(step))
 
     def finish(self, stop: int) -> None:
-        """All steps to ``stop`` are taken: make Pyro's checks on the last, which no compiled step makes.
-
-        Raises:
-            ValueError: what an eager step would have raised of a parameter outside its constraint.
-        """
+        """All steps to ``stop`` are taken: warn where Pyro's checks would refuse another."""
         if self.compiled and is_validation_enabled():
             self._tell_eager()
-            self.eager.check(stop - 1, self.eager.batches.get(stop - 1))
+            try:
+                self.eager.check(stop, self.eager.batches.get(stop - 1))
+            except (ValueError, NonFiniteError) as error:
+                warnings.warn(
+                    f"the fit ends where an eager step would fail: {first_line(error)}", RuntimeWarning, stacklevel=2
+                )
 
     def _leave(self, reason: str) -> None:
         """Go on eagerly from here."""

@@ -106,13 +106,13 @@ class EagerLoop:
             raise NonFiniteError(step, site, reason, program.parameters.constrained(self.good)) from error
 
     def finish(self, stop: int) -> None:
-        """All steps to ``stop`` are taken: they were checked one by one."""
+        """All steps to ``stop`` are taken; Pyro has checked them one by one."""
 
     def check(self, step: int, batch: Batch) -> None:
         """Raise what Pyro's checks find in the loss of a batch, and change nothing."""
         args, weight = batch
         program, state = self.objective.program, randomness.get_state()
-        with unchanged_buffers(program.model, program.guide), torch.no_grad(), self._explained(step, args, state):
+        with unchanged_buffers(program.model, program.guide), self._explained(step, args, state):
             self.objective(self.params, args, self.num_rows, weight, step)
         randomness.set_state(state)
 
