@@ -99,28 +99,34 @@ class Parameters:
                 boundary.
         """
         result = {}
-        for name, value in values.items():
-            if name not in self._start:
-                raise ValueError(
-                    f"{what} names {name!r}, which is no parameter; the parameters are {sorted(self._start)}"
-                )
-            like = self._start[name]
+        for name, value in self._checked(values, what).items():
             constraint = self.constraints[name]
-            expected = transform_to(constraint)(like.detach()).shape
-            if not isinstance(value, Tensor | Number | np.ndarray | list):
-                raise TypeError(f"{what}[{name!r}] must be a number or a tensor; got {value!r}")
-            value = torch.as_tensor(value).detach().to(like)
-            if value.shape != expected:
-                raise ValueError(f"{what}[{name!r}] has shape {list(value.shape)}, expected {list(expected)}")
-            if not torch.isfinite(value).all():
-                raise ValueError(f"{what}[{name!r}] is not finite")
-            if not constraint.check(value).all():
-                raise ValueError(f"{what}[{name!r}] is outside its constraint {constraint}")
             result[name] = transform_to(constraint).inv(value).clone()
             if not torch.isfinite(result[name]).all():
                 raise ValueError(
                     f"{what}[{name!r}] is on the boundary of its constraint {constraint}: start inside of it"
                 )
+        return result
+
+    def _checked(self, values: Values, what: str) -> dict[str, Tensor]:
+        """Given constrained values as tensors like the parameters."""
+        result = {}
+        for name, value in values.items():
+            if name not in self._start:
+                raise ValueError(
+                    f"{what} names {name!r}, which is no parameter; the parameters are {sorted(self._start)}"
+                )
+            like, constraint = self._start[name], self.constraints[name]
+            expected = transform_to(constraint)(like.detach()).shape
+            if not isinstance(value, Tensor | Number | np.ndarray | list):
+                raise TypeError(f"{what}[{name!r}] must be a number or a tensor; got {value!r}")
+            result[name] = torch.as_tensor(value).detach().to(like).clone()
+            if result[name].shape != expected:
+                raise ValueError(f"{what}[{name!r}] has shape {list(result[name].shape)}, expected {list(expected)}")
+            if not torch.isfinite(result[name]).all():
+                raise ValueError(f"{what}[{name!r}] is not finite")
+            if not constraint.check(result[name]).all():
+                raise ValueError(f"{what}[{name!r}] is outside its constraint {constraint}")
         return result
 
     def write(self, values: Values) -> None:
@@ -177,6 +183,73 @@ class Parameters:
         finally:
             for (tensors, leaf, _), value in zip(places, before, strict=True):
                 tensors[leaf] = value
+
+
+class ConstrainedParameters(Parameters):
+    """The same parameters in constrained space, where a probability may be zero and stay so.
+
+    Args:
+        parameters: Whose programs and tensors these are.
+    """
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.__dict__.update(vars(parameters))
+        places = {
+            (id(tensors), leaf): name for name in self._in_module for tensors, leaf in self._places[name]
+        }
+        parts = [part for module in self.modules for part in module.modules() if isinstance(part, PyroModule)]
+        self._declared = [
+            (part._pyro_params, name)
+            for part in dict.fromkeys(parts)
+            for name in part._pyro_params
+            if (id(part._parameters), f"{name}_unconstrained") in places
+        ]
+
+    def start(self) -> dict[str, Tensor]:
+        """Copies of the values that the user's modules and ``pyro.param`` statements hold now."""
+        values = self.constrained_from(super().start())
+        return {n: _without_rounded_zeros(v) if _is_simplex(self.constraints[n]) else v for n, v in values.items()}
+
+    def constrained_from(self, values: Values) -> dict[str, Tensor]:
+        """Constrained values of unconstrained ones."""
+        return super().constrained(values)
+
+    def constrained(self, values: Values) -> dict[str, Tensor]:
+        """Detached copies."""
+        return {n: values[n].detach().clone() for n in self.constraints if n in values}
+
+    def unconstrained(self, values: Values, what: str = "init") -> dict[str, Tensor]:
+        """Given values, checked; they may be on the boundary of their constraint where that is a simplex's."""
+        return self._checked(values, what)
+
+    def write(self, values: Values) -> None:
+        """Copy values into the user's modules, which hold them in unconstrained space."""
+        super().write({n: transform_to(self.constraints[n]).inv(values[n]) for n in self._in_module})
+
+    def call(self, values: Values, fn: Callable, *args: Any, **kwargs: Any) -> Any:
+        """Call ``fn`` with every parameter replaced by its value: a pure function of ``values`` and the arguments."""
+        before = [declared[name] for declared, name in self._declared]
+        constrained, self.constraints = self.constraints, dict.fromkeys(self.constraints, constraints.real)
+        try:
+            for (declared, name), (_, event_dim) in zip(self._declared, before, strict=True):
+                declared[name] = (constraints.real, event_dim)
+            return super().call(values, fn, *args, **kwargs)
+        finally:
+            self.constraints = constrained
+            for (declared, name), held in zip(self._declared, before, strict=True):
+                declared[name] = held
+
+
+def _is_simplex(constraint: constraints.Constraint) -> bool:
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return constraint is constraints.simplex
+
+
+def _without_rounded_zeros(probs: Tensor) -> Tensor:
+    """Probabilities with zero in place of what the way to unconstrained space and back makes of it."""
+    probs = torch.where(probs < 4 * torch.finfo(probs.dtype).eps, 0, probs)
+    return probs / probs.sum(-1, keepdim=True)
 
 
 class Bound(Sealed):

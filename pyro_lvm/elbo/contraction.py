@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree, contract_to_tensor
-from pyro.ops.rings import LogRing
+from pyro.ops.rings import LogRing, MapRing
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
@@ -37,12 +37,15 @@ def enumerate_model(
     return trace
 
 
-def log_density(trace: poutine.Trace, scale: Callable[[Site], Any] = lambda site: 1.0) -> list[Term]:
+def log_density(
+    trace: poutine.Trace, scale: Callable[[Site], Any] = lambda site: 1.0, best: bool = False
+) -> list[Term]:
     """log p of a trace in nats, as terms over plates.
 
     Args:
         trace: A trace from :func:`enumerate_model`.
         scale: By what the log-density of a site is multiplied; masks always hold.
+        best: Whether to take the best states of the enumerated sites instead of the sum over all.
 
     Returns:
         The terms of sites that depend on no enumerated site, and those that are left when these are summed out. Rows
@@ -63,7 +66,7 @@ def log_density(trace: poutine.Trace, scale: Callable[[Site], Any] = lambda site
             factor = over_plates(site, factor).value if isinstance(factor, Tensor) else factor
             terms.append(term._replace(value=term.value * factor))
     common = _common_scale([scale(f.site) for f in mixed])
-    for plates, contracted in contract_tensor_tree(_by_plates(mixed), sum_dims, ring=_ring()).items():
+    for plates, contracted in contract_tensor_tree(_by_plates(mixed), sum_dims, ring=MapRing() if best else _ring()).items():
         for log_prob in contracted:
             term = _unpacked(trace, log_prob, plates)
             terms.append(term._replace(value=term.value * common))
@@ -79,6 +82,36 @@ def _unpacked(trace: poutine.Trace, log_prob: Packed, plates: frozenset[str], si
     return Term(tuple(names[s] for s in symbols), value, site)
 
 
+def expected_counts(
+    trace: poutine.Trace, sites: Collection[str], total: Callable[[], tuple[Tensor, Any]]
+) -> tuple[dict[str, Packed], Any]:
+    """How often each entry of a site's log-density counts: the derivative of log p by it.
+
+    Args:
+        trace: A trace with enumerated sites.
+        sites: The names of the sites.
+        total: Computes the number to be differentiated from the trace, and what else to return.
+    """
+    parts = {name: trace.nodes[name]["packed"] for name in sites}
+    before = {name: part["unscaled_log_prob"] for name, part in parts.items()}
+
+    def at(log_probs: dict[str, Tensor]) -> tuple[Tensor, Any]:
+        for name, part in parts.items():
+            leaf: Packed = log_probs[name][...]
+            leaf._pyro_dims = before[name]._pyro_dims
+            part["unscaled_log_prob"] = leaf
+        return total()
+
+    try:
+        counts, rest = torch.func.grad(at, has_aux=True)({name: v.detach() for name, v in before.items()})
+    finally:
+        for name, part in parts.items():
+            part["unscaled_log_prob"] = before[name]
+    for name, count in counts.items():
+        count._pyro_dims = before[name]._pyro_dims
+    return counts, rest
+
+
 def responsibilities(trace: poutine.Trace) -> dict[str, Tensor]:
     """Posterior probabilities of every enumerated site, as the gradient of log p with respect to its log-density.
 
@@ -86,16 +119,8 @@ def responsibilities(trace: poutine.Trace) -> dict[str, Tensor]:
         For each enumerated site, a tensor of its plates' shape with the support on a new last dimension.
     """
     sites = _enumerated_sites(trace)
-    dims = {name: site["packed"]["unscaled_log_prob"]._pyro_dims for name, site in sites.items()}
-
-    def log_p(log_probs: dict[str, Tensor]) -> Tensor:
-        for name, site in sites.items():
-            leaf: Packed = log_probs[name][...]
-            leaf._pyro_dims = dims[name]
-            site["packed"]["unscaled_log_prob"] = leaf
-        return by_row(log_density(trace), ())[0]
-
-    grads = torch.func.grad(log_p)({name: site["packed"]["unscaled_log_prob"] for name, site in sites.items()})
+    grads, _ = expected_counts(trace, sites, lambda: by_row(log_density(trace), ()))
+    dims = {name: count._pyro_dims for name, count in grads.items()}
     result = {}
     for name, site in sites.items():
         own = {site["infer"]["_enumerate_symbol"], *_plates(trace, site)}

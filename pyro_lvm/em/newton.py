@@ -1,0 +1,88 @@
+"""Maxima that have no closed form, in one or a few variables each: short, safe Newton iterations in double precision."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_ITERATIONS = 100
+_LARGEST_COUNT = 1e6  # of a negative binomial: beyond it is a Poisson
+
+
+def gamma_concentration(mean: Tensor, mean_log: Tensor) -> Tensor:
+    """The concentration of gamma distributions with the largest likelihood (Minka 2002, "Estimating a gamma").
+
+    Args:
+        mean: Of the observations.
+        mean_log: Of their logarithms.
+    """
+    gap = (mean.log() - mean_log).clamp(min=1e-12)
+    a = (3 - gap + ((gap - 3).square() + 24 * gap).sqrt()) / (12 * gap)
+    for _ in range(_ITERATIONS):
+        slope = 1 / a - torch.polygamma(1, a)
+        inverse = 1 / a + (a.log() - torch.digamma(a) - gap) / (a.square() * slope)
+        new = 1 / inverse
+        done = ((new - a).abs() <= 1e-14 * a).all()
+        a = new
+        if done:
+            break
+    return a
+
+
+def dirichlet_concentration(start: Tensor, mean_log: Tensor) -> Tensor:
+    """The concentration of Dirichlet distributions with the largest likelihood (Minka 2000, equations 15 to 19).
+
+    Args:
+        start: Where to begin, ``[..., K]``.
+        mean_log: Of the logarithms of the observations, ``[..., K]``.
+    """
+    a = start
+    value = _dirichlet(a, mean_log)
+    for _ in range(_ITERATIONS):
+        total = a.sum(-1, keepdim=True)
+        gradient = torch.digamma(total) - torch.digamma(a) + mean_log
+        curvature, common = -torch.polygamma(1, a), torch.polygamma(1, total)
+        b = (gradient / curvature).sum(-1, keepdim=True) / (1 / common + (1 / curvature).sum(-1, keepdim=True))
+        step = (gradient - b) / curvature
+        size = torch.ones_like(total)
+        for _ in range(60):
+            new = a - size * step
+            new_value = _dirichlet(new.clamp(min=1e-300), mean_log)
+            good = (new > 0).all(-1, keepdim=True) & (new_value >= value - 1e-13 * value.abs()).unsqueeze(-1)
+            if good.all():
+                break
+            size = torch.where(good, size, size / 2)
+        new = torch.where(good, new, a)
+        done = ((new - a).abs() <= 1e-13 * a).all()
+        a, value = new, _dirichlet(new, mean_log)
+        if done:
+            break
+    return a
+
+
+def _dirichlet(a: Tensor, mean_log: Tensor) -> Tensor:
+    return torch.lgamma(a.sum(-1)) - torch.lgamma(a).sum(-1) + ((a - 1) * mean_log).sum(-1)
+
+
+def negative_binomial_count(histogram: Tensor) -> Tensor:
+    """The total count r of negative binomials with the largest likelihood, their probabilities at its maximum given r.
+
+    Where the counts vary no more than a Poisson's, the likelihood rises with r for ever, and r is a million.
+
+    Args:
+        histogram: How often each count from 0 on was observed, ``[..., M]``.
+    """
+    counts = torch.arange(histogram.shape[-1], dtype=histogram.dtype, device=histogram.device)
+    total = histogram.sum(-1)
+    mean = (histogram @ counts) / total
+
+    def slope(r: Tensor) -> Tensor:
+        terms = torch.digamma(counts + r.unsqueeze(-1)) - torch.digamma(r).unsqueeze(-1)
+        return (histogram * terms).sum(-1) / total - (mean / r).log1p()
+
+    low, high = torch.full_like(mean, 1e-8).log(), torch.full_like(mean, _LARGEST_COUNT).log()
+    for _ in range(_ITERATIONS):
+        middle = (low + high) / 2
+        rising = slope(middle.exp()) > 0
+        low, high = torch.where(rising, middle, low), torch.where(rising, high, middle)
+    return high.exp()

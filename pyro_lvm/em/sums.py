@@ -1,0 +1,71 @@
+"""Sums of weighted statistics for each place that an argument's index tells apart."""
+
+from __future__ import annotations
+
+import string
+
+import torch
+from torch import Tensor
+
+
+def weighted_sums(weights: Tensor, statistic: Tensor, places: torch.Size, item_dim: int = 0) -> Tensor:
+    """Sums of ``weights * statistic`` over all dimensions in which ``places`` is 1, in double precision.
+
+    Nothing of the size of the product is ever made: a sum over rows is one matrix product.
+
+    Args:
+        weights: ``[*batch]``.
+        statistic: Of the observations, ``[*batch, *item]``; it may lack dimensions that the weights have.
+        places: Of as many dimensions as the batch, each of full size or 1.
+        item_dim: The dimensions of an item.
+
+    Returns:
+        ``[*places, *item]``.
+    """
+    rank = len(places)
+    weights, statistic = (_padded(t.double(), rank + d) for t, d in ((weights, 0), (statistic, item_dim)))
+    letters, item = string.ascii_lowercase[:rank], string.ascii_uppercase[:item_dim]
+    operands, terms = [], []
+    for tensor, names in ((weights, letters), (statistic, letters + item)):
+        kept = [d for d in range(tensor.dim()) if tensor.shape[d] > 1 or d >= rank]
+        operands.append(tensor.reshape([tensor.shape[d] for d in kept]))
+        terms.append("".join(names[d] for d in kept))
+    out = "".join(x for x, size in zip(letters, places, strict=True) if size > 1 and any(x in t for t in terms))
+    result = torch.einsum(f"{terms[0]},{terms[1]}->{out}{item}", *operands)
+    shape = [size if x in out else 1 for x, size in zip(letters, places, strict=True)]
+    return result.reshape(*shape, *statistic.shape[rank:]).expand(*places, *statistic.shape[rank:])
+
+
+def scatters(weights: Tensor, deviations: Tensor, places: torch.Size) -> Tensor:
+    """Sums of ``weights * outer(deviation, deviation)``, one matrix product for each place, in double precision.
+
+    Args:
+        weights: ``[*batch]``.
+        deviations: ``[*batch, D]``; it may lack dimensions that the weights have.
+        places: As in :func:`weighted_sums`.
+
+    Returns:
+        ``[*places, D, D]``.
+    """
+    rank, size = len(places), deviations.shape[-1]
+    weights, deviations = _padded(weights.double(), rank), _padded(deviations.double(), rank + 1)
+    full = torch.broadcast_shapes(weights.shape, deviations.shape[:-1])
+    kept = [d for d in range(rank) if places[d] > 1]
+    summed = [d for d in range(rank) if places[d] == 1]
+    alone = all(deviations.shape[d] == 1 for d in kept)  # the same in every place
+    rows = deviations.expand(*(1 if d in kept and alone else full[d] for d in range(rank)), size)
+    rows = rows.permute(*kept, *summed, rank).reshape(-1, *[_product(full, summed)], size)
+    each = weights.expand(full).permute(*kept, *summed).reshape(_product(full, kept), -1)
+    found = [(rows[0 if alone else i] * w.unsqueeze(-1)).mT @ rows[0 if alone else i] for i, w in enumerate(each)]
+    return torch.stack(found).reshape(*places, size, size)
+
+
+def _product(sizes: torch.Size, dims: list[int]) -> int:
+    count = 1
+    for dim in dims:
+        count *= sizes[dim]
+    return count
+
+
+def _padded(tensor: Tensor, dims: int) -> Tensor:
+    return tensor.reshape(*[1] * (dims - tensor.dim()), *tensor.shape)

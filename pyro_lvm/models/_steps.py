@@ -1,0 +1,38 @@
+"""Steps of EM that a model brings along, where they can be faster than those that are found in any model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor
+
+Params = dict[str, Tensor]  # constrained values by name; all may have a leading dimension of restarts, [R, ...]
+Sums = dict[str, Tensor]
+
+
+class Steps(ABC):
+    """An E-step whose results add up over batches of rows, and the M-step that takes them."""
+
+    objective_name = "log-likelihood"
+
+    @abstractmethod
+    def expect(self, params: Params, args: tuple[Any, ...], weight: Tensor | None) -> Sums:
+        """Expected statistics of these rows, in double precision, each row as often as it weighs.
+
+        Args:
+            params: The parameters.
+            args: The arguments of the model, some rows of them.
+            weight: ``[N]``, or None.
+
+        Returns:
+            Tensors that add up over batches; under "log_p" the rows' part of the objective, a number or ``[R]``.
+        """
+
+    @abstractmethod
+    def maximize(self, sums: Sums, params: Params) -> Params:
+        """The parameters at which the expected log-density is largest, in the dtype of those given."""
+
+    def outside(self, params: Params) -> Tensor | float:
+        """What the objective has beside the rows, such as the log-density of priors."""
+        return 0.0
