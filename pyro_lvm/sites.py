@@ -69,12 +69,12 @@ class Sites:
 
 def prior_trace(model: Callable, *args: Any, **kwargs: Any) -> poutine.Trace:
     """One run of the model, latents drawn from the prior, or set to a feasible value where the prior is improper."""
-    with InitMessenger(_draw_or_feasible):
+    with InitMessenger(draw_or_feasible):
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     return prune_subsample_sites(trace)
 
 
-def _draw_or_feasible(site: Site) -> Tensor:
+def draw_or_feasible(site: Site) -> Tensor:
     try:
         return site["fn"].sample(*site["args"], **site["kwargs"]).detach()
     except NotImplementedError:

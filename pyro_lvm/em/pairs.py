@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from pyro_lvm.em.forms import Sums, observed, placed
+from pyro_lvm.em.forms import Sums, Values, observed, placed
 from pyro_lvm.em.newton import dirichlet_concentration, gamma_concentration, negative_binomial_count
-from pyro_lvm.em.roles import Picked
+from pyro_lvm.em.roles import Items, Picked
 from pyro_lvm.em.sums import scatters, weighted_sums
-from pyro_lvm.em.use import Use, base
+from pyro_lvm.em.use import Use
 from pyro_lvm.sites import Site
-
-_CROSSED_ITERATIONS = 200
 
 
 class Pairs:
@@ -23,13 +19,12 @@ class Pairs:
     def __init__(self) -> None:
         self._rows: dict[tuple[int, int], int] = {}
 
-    def rows(self, first: Tensor, second: Tensor) -> Tensor:
+    def rows(self, first: Picked, second: Picked) -> Tensor:
         """The number of the pair in each place."""
-        first, second = torch.broadcast_tensors(first, second)
-        both = torch.stack([first.flatten(), second.flatten()], -1)
-        distinct, inverse = both.unique(dim=0, return_inverse=True)
+        indices = torch.broadcast_tensors(first.index, second.index)
+        distinct, inverse = torch.stack([i.flatten() for i in indices], -1).unique(dim=0, return_inverse=True)
         known = [self._rows.setdefault((a, b), len(self._rows)) for a, b in distinct.tolist()]
-        return torch.tensor(known)[inverse].reshape(first.shape)
+        return torch.tensor(known)[inverse].reshape(indices[0].shape)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -39,47 +34,192 @@ class Pairs:
         """The items of each pair, ``[2, P]``."""
         return torch.tensor(list(self._rows), dtype=torch.long).reshape(-1, 2).mT
 
+    @property
     def matched(self) -> bool:
-        """Whether every item belongs to one pair alone."""
-        first, second = self.items
-        return all(len(part.unique()) == len(part) and bool((part >= 0).all()) for part in (first, second))
+        """Whether each item of either argument belongs to one pair alone."""
+        return all(bool((part >= 0).all()) and len(part.unique()) == len(part) for part in self.items)
 
 
 class Normal:
     """Locs and scales of normal distributions, which may be shared across each other.
 
-    Second moments are kept about ``centre``, the locs at the start, so that large offsets do not cancel them.
+    Second moments are kept about the locs at the start, so that a large offset does not cancel them.
+
+    Attributes:
+        pairs: Of a loc and a scale.
+        floor: The smallest variance.
     """
 
-    def __init__(self, centre: Tensor, floor: float = 0.0) -> None:
-        self.centre, self.floor, self.pairs = centre.double(), floor, Pairs()
+    key = "normal"
 
-    def sums(self, use: Use, site: Site, weights: Tensor) -> Sums:
-        """n, the sum and the sum of squares about the centre, for each pair."""
+    def __init__(self, items: Items, centre: Tensor) -> None:
+        self.items, self.centre, self.pairs = items, centre.double(), Pairs()
+        self.floor = 0.0
+
+    def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
+        """The weight, the sum and the sum of squares about the centre, ``[P, 3]``."""
         fn, (x,), weights = observed(use, site, weights)
-        loc, scale = use.roles.get("loc"), use.roles["scale"]
-        assert scale is not None
+        loc, scale = use.roles["loc"], use.roles["scale"]
+        assert loc is not None and scale is not None
         x, weights = x.double(), weights.double()
-        known = torch.full((1,) * len(fn.batch_shape), -1)
-        loc_index, scale_index = known if loc is None else loc.index, scale.index
-        if (loc_index < 0).any():
-            x = x - torch.where(loc_index < 0, fn.loc.detach().double(), 0.0)
-        if (scale_index < 0).any():
-            weights = weights * torch.where(scale_index < 0, fn.scale.detach().double().square().reciprocal(), 1.0)
-        rows = self.pairs.rows(loc_index, scale_index)
-        places = rows.shape
-        full = torch.broadcast_shapes(weights.shape, x.shape)
-        summed = [d - len(places) for d, size in enumerate(places) if size == 1 and len(places) - d <= x.dim()]
+        if (loc.index < 0).any():
+            x = x - torch.where(loc.index < 0, fn.loc.detach().double(), 0.0)
+        if (scale.index < 0).any():
+            weights = weights * torch.where(scale.index < 0, fn.scale.detach().double() ** -2, 1.0)
+        rows = self.pairs.rows(loc, scale)
+        summed = [-d for d, size in enumerate(reversed(rows.shape), 1) if size == 1 and d <= x.dim()]
         middle = x.mean(summed, keepdim=True) if summed else x
-        deviations = x - middle
+        full = torch.broadcast_shapes(weights.shape, x.shape)
         n, first, second = (
-            weighted_sums(weights, s, places) for s in (torch.ones_like(x).expand(full), deviations, deviations.square())
+            weighted_sums(weights, (x - middle).expand(full) ** power, rows.shape) for power in range(3)
         )
-        centre = torch.where(loc_index >= 0, self.centre[loc_index.clamp(min=0)], 0.0)
-        shift = middle - centre
+        shift = middle - torch.where(loc.index < 0, 0.0, self.centre[loc.index.clamp(min=0)])
         second = second + 2 * shift * first + shift.square() * n
         first = first + shift * n
-        return {"normal": placed(torch.stack([n, first, second], -1), rows, len(self.pairs))}
+        return placed(torch.stack([n, first, second], -1), rows, len(self.pairs))
 
-    def prior(self, use: Use, site: Site, links: dict[str, str]) -> Sums | None:
-        raise NotImplementedError
+    def maximum(self, sums: Sums, now: Values, free: dict[str, Tensor]) -> Values:
+        """Locs given the scales, scales about the new locs, and again where several scales share a loc."""
+        locs, scales = now["loc"], now["scale"]
+        count = len(locs)
+        n, first, second = sums[self.key].unbind(-1)
+        of_loc, of_scale = self.pairs.items
+        loc_prior = sums.get(f"{self.key} loc", n.new_zeros(count, 2))
+        variance_prior = sums.get(f"{self.key} scale", n.new_zeros(count, 2))
+        once = not _is_crossed(of_loc, of_scale) and not loc_prior.any()
+        moved = locs - self.centre
+        for _ in range(1 if once else _CROSSED_ITERATIONS):
+            before = moved, scales
+            precision = torch.where(of_scale < 0, 1.0, scales[of_scale.clamp(min=0)] ** -2)
+            weight = placed(precision * n, of_loc, count) + loc_prior[:, 0]
+            total = placed(precision * first, of_loc, count) + loc_prior[:, 1] - loc_prior[:, 0] * self.centre
+            moved = torch.where(free["loc"] & (weight > 0), total / weight, moved)
+            off = torch.where(of_loc < 0, 0.0, moved[of_loc.clamp(min=0)])
+            squares = placed(second - 2 * off * first + off.square() * n, of_scale, count) + variance_prior[:, 1]
+            weight = placed(n, of_scale, count) + variance_prior[:, 0]
+            scales = torch.where(free["scale"] & (weight > 0), (squares / weight).clamp(min=self.floor).sqrt(), scales)
+            if all(torch.allclose(a, b, rtol=1e-13, atol=0) for a, b in zip(before, (moved, scales), strict=True)):
+                break
+        return {"loc": torch.where(free["loc"], self.centre + moved, locs), "scale": scales}
+
+
+_CROSSED_ITERATIONS = 500
+
+
+def _is_crossed(of_loc: Tensor, of_scale: Tensor) -> bool:
+    """Whether some loc is used with several scales."""
+    used = of_loc[of_loc >= 0]
+    return len(used.unique()) < len(used) and bool((of_scale >= 0).any())
+
+
+class MultivariateNormal:
+    """Locs and covariances of multivariate normal distributions; a covariance may be shared by several locs.
+
+    Attributes:
+        pairs: Of a loc and a covariance.
+        floor: The smallest eigenvalue of a covariance.
+    """
+
+    def __init__(self, locs: Items, covariances: Items, centre: Tensor) -> None:
+        self.locs, self.covariances, self.centre, self.pairs = locs, covariances, centre.double(), Pairs()
+        self.key, self.floor = f"multivariate_normal {locs.shape[0]}", 0.0
+
+    def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
+        """The weight, the sum and the scatter about the centre, in a row for each pair, ``[P, 1 + D + D * D]``."""
+        fn, (x,), weights = observed(use, site, weights)
+        loc, covariance = use.roles["loc"], use.roles["covariance"]
+        assert loc is not None and covariance is not None
+        x, weights = x.double(), weights.double()
+        if (loc.index < 0).any():
+            x = x - torch.where((loc.index < 0).unsqueeze(-1), fn.loc.detach().double(), 0.0)
+        rows = self.pairs.rows(loc, covariance)
+        summed = [-d - 1 for d, size in enumerate(reversed(rows.shape), 1) if size == 1 and d < x.dim()]
+        middle = x.mean(summed, keepdim=True) if summed else x
+        n = weighted_sums(weights, torch.ones_like(weights), rows.shape)
+        first = weighted_sums(weights, x - middle, rows.shape, 1)
+        second = scatters(weights, x - middle, rows.shape)
+        centre = torch.where((loc.index < 0).unsqueeze(-1), 0.0, self.centre[loc.index.clamp(min=0)])
+        shift = middle - centre
+        cross = shift.unsqueeze(-1) * first.unsqueeze(-2)
+        outer = shift.unsqueeze(-1) * shift.unsqueeze(-2)
+        second = second + cross + cross.mT + outer * n[..., None, None]
+        first = first + shift * n.unsqueeze(-1)
+        parts = [n.unsqueeze(-1), first, second.flatten(-2)]
+        return placed(torch.cat(parts, -1), rows, len(self.pairs))
+
+    def maximum(self, sums: Sums, now: Values, free: dict[str, Tensor]) -> Values:
+        """Locs, each of one covariance alone so that it does not matter, and covariances about them."""
+        locs, covariances = now["loc"], now["covariance"]
+        size = locs.shape[-1]
+        of_loc, of_covariance = self.pairs.items
+        n, first, second = sums[self.key].split([1, size, size * size], -1)
+        weight, total = (placed(s, of_loc, len(locs)) for s in (n, first))
+        moved = torch.where(free["loc"].unsqueeze(-1) & (weight > 0), total / weight, locs - self.centre)
+        off = torch.where((of_loc < 0).unsqueeze(-1), 0.0, moved[of_loc.clamp(min=0)])
+        cross = off.unsqueeze(-1) * first.unsqueeze(-2)
+        about = second.reshape(-1, size, size) - cross - cross.mT + off.unsqueeze(-1) * off.unsqueeze(-2) * n[..., None]
+        scatter = placed(about, of_covariance, len(covariances))
+        weight = placed(n, of_covariance, len(covariances)).unsqueeze(-1)
+        found = _floored(scatter / weight.clamp(min=torch.finfo(weight.dtype).tiny), self.floor)
+        seen = free["covariance"][:, None, None] & (weight > 0)
+        return {"loc": self.centre + moved, "covariance": torch.where(seen, found, covariances)}
+
+    @property
+    def solvable(self) -> bool:
+        """Whether no loc is used with several covariances."""
+        used = self.pairs.items[0]
+        used = used[used >= 0]
+        return len(used.unique()) == len(used)
+
+
+def _floored(matrices: Tensor, floor: float) -> Tensor:
+    """Covariances with the largest likelihood among those with no eigenvalue below a floor."""
+    matrices = (matrices + matrices.mT) / 2
+    if floor == 0:
+        return matrices
+    values, vectors = torch.linalg.eigh(matrices)
+    low = (values < floor).any(-1)[:, None, None]
+    return torch.where(low, (vectors * values.clamp(min=floor).unsqueeze(-2)) @ vectors.mT, matrices)
+
+
+class Matched:
+    """Families whose two arguments come in pairs: gamma, beta and negative binomial distributions."""
+
+    def __init__(self, form: str, items: Items) -> None:
+        self.key, self.items, self.pairs = form, items, Pairs()
+
+    def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
+        """Of the statistics of the family, or how often each count was observed, ``[P, M]``."""
+        fn, statistics, weights = observed(use, site, weights)
+        first, second = use.roles.values()
+        assert first is not None and second is not None
+        rows = self.pairs.rows(first, second)
+        if self.key == "negative_binomial":
+            (x,) = statistics
+            counts = torch.nn.functional.one_hot(x.long()).double()
+            found = weighted_sums(weights, counts, rows.shape, 1)
+        else:
+            full = torch.broadcast_shapes(weights.shape, *(s.shape for s in statistics))
+            found = torch.stack([weighted_sums(weights, s.expand(full), rows.shape) for s in statistics], -1)
+        return placed(found, rows, len(self.pairs))
+
+    def maximum(self, sums: Sums, now: Values, free: dict[str, Tensor]) -> Values:
+        """Both arguments of each pair."""
+        (name, first), (other, second) = now.items()
+        found = sums[self.key]
+        of_first, of_second = self.pairs.items
+        weight = found.sum(-1) if self.key == "negative_binomial" else found[:, 0]
+        moved = free[name][of_first] & free[other][of_second] & (weight > 0)
+        of_first, of_second, found = of_first[moved], of_second[moved], found[moved]
+        if self.key == "negative_binomial":
+            count = negative_binomial_count(found)
+            mean = (found @ torch.arange(found.shape[-1], dtype=found.dtype)) / found.sum(-1)
+            new = count, mean / (mean + count)
+        elif self.key == "gamma":
+            n, x, log_x = found.unbind(-1)
+            concentration = gamma_concentration(x / n, log_x / n)
+            new = concentration, concentration * n / x
+        else:
+            start = torch.stack([first[of_first], second[of_second]], -1)
+            new = dirichlet_concentration(start, found[:, 1:] / found[:, :1]).unbind(-1)  # type: ignore[assignment]
+        return {name: first.index_put((of_first,), new[0]), other: second.index_put((of_second,), new[1])}

@@ -1,0 +1,316 @@
+"""Families of distributions of which :class:`Mixture` builds mixtures."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from pyro_lvm.checks import check_count
+
+Params = dict[str, Tensor]  # constrained values by name; the first dimension counts components, or rows with one each
+
+_LEAST_MEAN = 1e-30  # of a column of zeros, whose best rate would be infinite
+_LEAST_SPREAD = 1e-6  # of a column that is constant, whose best concentration would be infinite
+
+
+class Observed(NamedTuple):
+    """An observed site: what its name ends with, its distribution, and its value."""
+
+    suffix: str
+    distribution: dist.Distribution
+    value: Tensor
+
+
+class Family(ABC):
+    """A family of distributions of the columns of one data argument, independent of each other in a component.
+
+    Attributes:
+        num_features: Number of columns, D.
+        constraint: Of all its parameters.
+        neutral: Statistics of a row that says nothing; None where data of any scale may come.
+    """
+
+    num_features: int
+    constraint: ClassVar[Constraint]
+    neutral: ClassVar[float | None] = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_features", check_count("num_features", self.num_features))
+
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names of the parameters, and their shapes in one component."""
+
+    @abstractmethod
+    def observe(self, params: Params, x: Tensor) -> list[Observed]:
+        """The sites that observe rows `[..., D]`, at parameters that broadcast with them."""
+
+    @abstractmethod
+    def valid(self, x: Tensor) -> Tensor:
+        """Which entries of the rows the family can have, `[N, D]`."""
+
+    @abstractmethod
+    def words(self, column: int) -> str:
+        """What an entry of a column must be."""
+
+    @abstractmethod
+    def features(self, x: Tensor) -> Tensor:
+        """Columns for k-means, in which rows of any component spread about as far."""
+
+    @abstractmethod
+    def from_means(self, means: Tensor) -> Params:
+        """Parameters of components from the means of their statistics, `[K, S]`."""
+
+    def statistics(self, x: Tensor) -> Tensor:
+        """What a row says about parameters, `[N, S]`."""
+        return x
+
+    def start(self, x: Tensor, membership: Tensor) -> Params:
+        """Parameters of clusters, each with one pseudo-row: the mean of all rows and of a neutral one.
+
+        Args:
+            x: Rows, `[N, D]`.
+            membership: Ones and zeros that say which rows a cluster has, `[N, K]`.
+        """
+        rows = self.statistics(x)
+        pseudo = rows.mean(0) if self.neutral is None else (rows.sum(0) + self.neutral) / (len(rows) + 1)
+        return self.from_means((membership.mT @ rows + pseudo) / (membership.sum(0).unsqueeze(-1) + 1))
+
+
+class _Counts(Family):
+    neutral = 1.0
+
+    def valid(self, x: Tensor) -> Tensor:
+        return (x >= 0) & (x < torch.inf) & (x == x.floor())
+
+    def words(self, column: int) -> str:
+        return "a count (0, 1, 2, ...)"
+
+
+@dataclass(frozen=True)
+class Poisson(_Counts):
+    """Counts without a limit, with a parameter `rate` `[K, D]`.
+
+    Args:
+        num_features: Number of columns, D.
+    """
+
+    num_features: int
+    constraint = constraints.positive
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"rate": (self.num_features,)}
+
+    def observe(self, params: Params, x: Tensor) -> list[Observed]:
+        return [Observed("", dist.Poisson(params["rate"]).to_event(1), x)]
+
+    def features(self, x: Tensor) -> Tensor:
+        return 2 * x.sqrt()  # of a variance of about 1, whatever the rate
+
+    def from_means(self, means: Tensor) -> Params:
+        return {"rate": means}
+
+
+@dataclass(frozen=True)
+class Multinomial(_Counts):
+    """Counts that share out a total, with a parameter `probs` `[K, D]`.
+
+    Args:
+        num_features: Number of columns, D.
+        total_count: The total of a row that is drawn. Observed rows have totals of their own, which are taken as given.
+    """
+
+    num_features: int
+    total_count: int = 1
+    constraint = constraints.simplex
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "total_count", check_count("total_count", self.total_count))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"probs": (self.num_features,)}
+
+    def observe(self, params: Params, x: Tensor) -> list[Observed]:
+        # Validation would hold the totals of observed rows against that of drawn ones
+        return [Observed("", dist.Multinomial(self.total_count, params["probs"], validate_args=False), x)]
+
+    def features(self, x: Tensor) -> Tensor:
+        totals = x.sum(-1, keepdim=True)
+        return 2 * (totals.mean() * x / totals.clamp(min=1)).sqrt()
+
+    def from_means(self, means: Tensor) -> Params:
+        return {"probs": means / means.sum(-1, keepdim=True)}
+
+
+@dataclass(frozen=True)
+class Bernoulli(Family):
+    """Answers 0 and 1, with a parameter `probs` `[K, D]`; their mixture is a latent class analysis.
+
+    Args:
+        num_features: Number of items, D.
+    """
+
+    num_features: int
+    constraint = constraints.unit_interval
+    neutral = 0.5
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"probs": (self.num_features,)}
+
+    def observe(self, params: Params, x: Tensor) -> list[Observed]:
+        return [Observed("", dist.Bernoulli(params["probs"]).to_event(1), x)]
+
+    def valid(self, x: Tensor) -> Tensor:
+        return (x == 0) | (x == 1)
+
+    def words(self, column: int) -> str:
+        return "0 or 1"
+
+    def features(self, x: Tensor) -> Tensor:
+        return 2 * x  # two different answers are as far apart as those of a categorical item
+
+    def from_means(self, means: Tensor) -> Params:
+        return {"probs": means}
+
+
+@dataclass(frozen=True)
+class Categorical(Family):
+    """Answers 0 to C - 1; their mixture is a latent class analysis.
+
+    Items with equally many answers share a parameter `probs` `[K, D, C]` and a site. Else item j has a parameter
+    `probs_j` `[K, C_j]` and a site of its own, whose name ends with `_j`.
+
+    Args:
+        num_categories: Number of answers, C; a list with one number for each item, where they differ.
+        num_features: Number of items, D; by default as many as the list has, or one.
+    """
+
+    num_categories: int | Sequence[int]
+    num_features: int = None  # type: ignore[assignment]
+    sizes: tuple[int, ...] = field(init=False, repr=False)
+    constraint = constraints.simplex
+    neutral = 1.0
+
+    def __post_init__(self) -> None:
+        given = self.num_categories
+        if self.num_features is None:
+            object.__setattr__(self, "num_features", len(given) if isinstance(given, Sequence) else 1)
+        super().__post_init__()
+        sizes = given if isinstance(given, Sequence) else [given] * self.num_features
+        sizes = [check_count("num_categories", size) for size in sizes]
+        if len(sizes) != self.num_features:
+            raise ValueError(f"num_categories: expected one for each of {self.num_features} items, got {given}")
+        if min(sizes) < 2:
+            raise ValueError(f"num_categories: expected at least 2, got {given}")
+        object.__setattr__(self, "sizes", tuple(sizes))
+
+    @property
+    def _alike(self) -> bool:
+        return len(set(self.sizes)) == 1
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        if self._alike:
+            return {"probs": (self.num_features, self.sizes[0])}
+        return {f"probs_{j}": (size,) for j, size in enumerate(self.sizes)}
+
+    def observe(self, params: Params, x: Tensor) -> list[Observed]:
+        if self._alike:
+            return [Observed("", dist.Categorical(params["probs"]).to_event(1), x)]
+        return [Observed(f"_{j}", dist.Categorical(params[f"probs_{j}"]), x[..., j]) for j in range(self.num_features)]
+
+    def valid(self, x: Tensor) -> Tensor:
+        return (x >= 0) & (x < x.new_tensor(self.sizes)) & (x == x.floor())
+
+    def words(self, column: int) -> str:
+        return f"a category from 0 to {self.sizes[column] - 1}"
+
+    def statistics(self, x: Tensor) -> Tensor:
+        return torch.cat([torch.eye(size).to(x)[x[:, j].long()] for j, size in enumerate(self.sizes)], -1)
+
+    def features(self, x: Tensor) -> Tensor:
+        return 2**0.5 * self.statistics(x)
+
+    def from_means(self, means: Tensor) -> Params:
+        probs = [part / part.sum(-1, keepdim=True) for part in means.split(self.sizes, -1)]
+        return {"probs": torch.stack(probs, -2)} if self._alike else dict(zip(self.shapes(), probs, strict=True))
+
+
+class _Positive(Family):
+    constraint = constraints.positive
+
+    def features(self, x: Tensor) -> Tensor:
+        roots = x.pow(1 / 3)  # nearly normal (Wilson and Hilferty 1931)
+        return roots / roots.std(0, correction=0).clamp(min=_LEAST_MEAN)
+
+
+@dataclass(frozen=True)
+class Exponential(_Positive):
+    """Waiting times, with a parameter `rate` `[K, D]`.
+
+    Args:
+        num_features: Number of columns, D.
+    """
+
+    num_features: int
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"rate": (self.num_features,)}
+
+    def observe(self, params: Params, x: Tensor) -> list[Observed]:
+        return [Observed("", dist.Exponential(params["rate"]).to_event(1), x)]
+
+    def valid(self, x: Tensor) -> Tensor:
+        return (x >= 0) & (x < torch.inf)
+
+    def words(self, column: int) -> str:
+        return "a finite number that is not negative"
+
+    def from_means(self, means: Tensor) -> Params:
+        return {"rate": 1 / means.clamp(min=_LEAST_MEAN)}
+
+
+@dataclass(frozen=True)
+class Gamma(_Positive):
+    """Positive numbers, with parameters `concentration` and `rate`, both `[K, D]`.
+
+    Args:
+        num_features: Number of columns, D.
+    """
+
+    num_features: int
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"concentration": (self.num_features,), "rate": (self.num_features,)}
+
+    def observe(self, params: Params, x: Tensor) -> list[Observed]:
+        return [Observed("", dist.Gamma(params["concentration"], params["rate"]).to_event(1), x)]
+
+    def valid(self, x: Tensor) -> Tensor:
+        return (x > 0) & (x < torch.inf)
+
+    def words(self, column: int) -> str:
+        return "a finite positive number"
+
+    def statistics(self, x: Tensor) -> Tensor:
+        return torch.cat([x, x.log()], -1)
+
+    def from_means(self, means: Tensor) -> Params:
+        """Near the maximum of the likelihood (Minka 2002, "Estimating a Gamma distribution")."""
+        mean, mean_log = means.chunk(2, -1)
+        spread = (mean.log() - mean_log).clamp(min=_LEAST_SPREAD)
+        concentration = (3 - spread + ((spread - 3).square() + 24 * spread).sqrt()) / (12 * spread)
+        return {"concentration": concentration, "rate": concentration / mean}
+
+
+FAMILIES = {
+    family.__name__.lower(): family for family in (Poisson, Multinomial, Bernoulli, Categorical, Exponential, Gamma)
+}

@@ -1,0 +1,285 @@
+"""EM for mixtures of Gaussians, in closed form."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.linalg import solve_triangular
+
+from pyro_lvm.models._steps import Params, Steps, Sums
+
+__all__ = ["GaussianMixtureSteps"]
+
+_TINY = torch.finfo(torch.float64).tiny
+_NUM_ENTRIES = 2**20  # of a buffer: what the caches of a processor hold
+_NUM_ENTRIES_OF_ACCELERATORS = 2**24
+_MIN_ROWS, _MAX_ROWS = 64, 4096
+
+
+class GaussianMixtureSteps(Steps):
+    r"""EM for a mixture of Gaussians, `pyro_lvm.models.GaussianMixture`.
+
+    The covariances are `scale_tril` of shape `[K, D, D]` (full) or `[D, D]` (tied), or the square of `scale` of shape
+    `[K, D]` (diagonal) or `[K]` (spherical).
+
+    Moments are taken about the old locs, in units of the old covariances. With :math:`\Sigma_k = L_k L_k^\top` and
+    responsibilities :math:`r_{ik}`,
+
+    .. math::
+
+        y_{ik} = L_k^{-1} (x_i - \mu_k), \quad
+        n_k = \sum_i r_{ik}, \quad
+        f_k = \sum_i r_{ik} y_{ik}, \quad
+        S_k = \sum_i r_{ik} y_{ik} y_{ik}^\top, \\
+        \mu_k \leftarrow \mu_k + L_k f_k / n_k, \quad
+        \Sigma_k \leftarrow L_k \left( S_k / n_k - f_k f_k^\top / n_k^2 \right) L_k^\top.
+
+    So single precision loses nothing where the data are far from zero, or the components far from each other.
+
+    A component without weight keeps its loc and its covariance. A covariance for which the rows leave only a singular
+    matrix is kept too; the log-likelihood does not fall for it.
+
+    Args:
+        floor: The smallest variance in any direction. The M-step finds the maximum under this constraint.
+
+    References:
+        C. M. Bishop, *Pattern Recognition and Machine Learning* (2006), section 9.2.
+        J.-H. Won et al., "Condition-number-regularized covariance estimation" (2013), for the constraint.
+    """
+
+    def __init__(self, floor: float = 0.0) -> None:
+        self.floor = floor
+
+    def expect(self, params: Params, args: tuple[Any, ...], weight: Tensor | None) -> Sums:
+        """See `Steps.expect`. The sums are `counts` and the moments `first` and `second`, in the units above."""
+        (x,) = args
+        weights, locs, scale = as_runs(params)
+        centre = locs.mean((0, 1)).to(x.dtype)
+        locs = locs - centre
+        moments = _KINDS[kind_of(params)](locs, scale, x.dtype)
+        constant = (weights.log() + log_constant(locs, scale)).unsqueeze(-1).to(x.dtype)
+        log_p = locs.new_zeros(len(locs))
+        counts, first = torch.zeros_like(weights), torch.zeros_like(locs)
+        for start in range(0, len(x), moments.num_rows):
+            chunk = slice(start, start + moments.num_rows)
+            rows = x[chunk].to(centre.device) - centre
+            logits = torch.sub(constant, moments.squared_distances(rows), alpha=0.5)
+            row_log_p = logits.logsumexp(1)
+            posterior = weighted = logits.sub_(row_log_p.unsqueeze(1)).exp_()
+            if weight is not None:
+                row_weight = weight[chunk].to(row_log_p)
+                row_log_p, weighted = row_log_p * row_weight, posterior * row_weight
+            log_p += row_log_p.sum(-1, dtype=torch.float64)
+            counts += weighted.sum(-1, dtype=torch.float64)
+            first += weighted @ rows
+            moments.add(posterior, weighted)
+        first = whiten(scale, first - counts.unsqueeze(-1) * locs)
+        return without_runs({"log_p": log_p, "counts": counts, "first": first, "second": moments.total()}, params)
+
+    def maximize(self, sums: Sums, params: Params) -> Params:
+        """See `Steps.maximize`."""
+        weights, locs, scale = as_runs(params)
+        counts, first, second = (
+            sums[name].reshape(old.shape) for name, old in (("counts", weights), ("first", locs), ("second", scale))
+        )
+        shift = first / counts.clamp_min(_TINY).unsqueeze(-1)
+        update = _update_matrices if scale.dim() == 4 else _update_scales
+        result = (
+            counts / counts.sum(-1, keepdim=True),
+            locs + colour(scale, shift),
+            update(scale, counts, shift, second, self.floor),
+        )
+        names = ("weights", "locs", "scale_tril" if scale.dim() == 4 else "scale")
+        return {
+            name: value.reshape(params[name].shape).to(params[name].dtype)
+            for name, value in zip(names, result, strict=True)
+        }
+
+
+def kind_of(params: Params) -> str:
+    """Which of the four types the covariances have."""
+    if "scale_tril" in params:
+        return "full" if params["scale_tril"].dim() > params["locs"].dim() else "tied"
+    return "diag" if params["scale"].dim() == params["locs"].dim() else "spherical"
+
+
+def as_runs(params: Params) -> tuple[Tensor, Tensor, Tensor]:
+    """The parameters in double precision, with a dimension of runs.
+
+    Returns:
+        `weights`, `[R, K]`; `locs`, `[R, K, D]`; and `scale_tril` or `scale`, which is `[R, K, D, D]` (full),
+        `[R, 1, D, D]` (tied), `[R, K, D]` (diagonal) or `[R, K, 1]` (spherical).
+    """
+    kind = kind_of(params)
+    weights, locs, scale = (
+        params[name].detach().double()
+        for name in ("weights", "locs", "scale_tril" if "scale_tril" in params else "scale")
+    )
+    if locs.dim() == 2:
+        weights, locs, scale = weights.unsqueeze(0), locs.unsqueeze(0), scale.unsqueeze(0)
+    if kind == "tied":
+        scale = scale.unsqueeze(1)
+    elif kind == "spherical":
+        scale = scale.unsqueeze(-1)
+    return weights, locs, scale
+
+
+def without_runs(sums: Sums, params: Params) -> Sums:
+    """Drop the dimension of runs if the parameters have none."""
+    return sums if params["locs"].dim() == 3 else {name: value.squeeze(0) for name, value in sums.items()}
+
+
+def colour(scale: Tensor, noise: Tensor) -> Tensor:
+    """From units of the covariances to those of the data, `[R, K, D]`."""
+    return (scale @ noise.unsqueeze(-1)).squeeze(-1) if scale.dim() == 4 else scale * noise
+
+
+def whiten(scale: Tensor, deviation: Tensor) -> Tensor:
+    """From units of the data to those of the covariances, `[R, K, D]`."""
+    if scale.dim() == 4:
+        return solve_triangular(scale, deviation.unsqueeze(-1), upper=False).squeeze(-1)
+    return deviation / scale
+
+
+def log_constant(locs: Tensor, scale: Tensor) -> Tensor:
+    """The log-densities at the locs, `[R, K]`."""
+    scales = scale.diagonal(dim1=-2, dim2=-1) if scale.dim() == 4 else scale
+    return -scales.expand_as(locs).log().sum(-1) - 0.5 * locs.shape[-1] * math.log(2 * math.pi)
+
+
+def _update_matrices(scale: Tensor, counts: Tensor, shift: Tensor, second: Tensor, floor: float) -> Tensor:
+    total = counts[..., None, None].sum_to_size(*second.shape[:2], 1, 1)
+    outer = shift.unsqueeze(-1) * shift.unsqueeze(-2)
+    moment = (second - (counts[..., None, None] * outer).sum_to_size(second.shape)) / total.clamp_min(_TINY)
+    if floor > 0:
+        variances, axes = torch.linalg.eigh(scale @ moment @ scale.mT)
+        scale_tril, info = torch.linalg.cholesky_ex(axes * variances.clamp_min(floor).unsqueeze(-2) @ axes.mT)
+    else:
+        factor, info = torch.linalg.cholesky_ex(moment)
+        scale_tril = scale @ factor
+    return scale_tril.where((total > 0) & (info == 0)[..., None, None], scale)
+
+
+def _update_scales(scale: Tensor, counts: Tensor, shift: Tensor, second: Tensor, floor: float) -> Tensor:
+    counts = counts.unsqueeze(-1).expand_as(shift)
+    total = counts.sum_to_size(second.shape)
+    moment = (second - (counts * shift.square()).sum_to_size(second.shape)) / total.clamp_min(_TINY)
+    variance = (scale.square() * moment).clamp_min(floor)
+    return variance.sqrt().where((total > 0) & (variance > 0), scale)
+
+
+class _Moments(ABC):
+    """Squared distances of rows from the locs and sums of squares and products, in units of the covariances."""
+
+    def __init__(self, locs: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
+        self.locs, self.scale, self.dtype = locs, scale, dtype
+        self.second = torch.zeros_like(scale)
+        R, K, D = locs.shape
+        on_cpu = locs.device.type == "cpu"
+        num_rows = (_NUM_ENTRIES if on_cpu else _NUM_ENTRIES_OF_ACCELERATORS) // (R * K * D)
+        self.num_rows = max(num_rows, _MIN_ROWS)
+        if on_cpu:
+            self.num_rows = min(self.num_rows, _MAX_ROWS)
+
+    @abstractmethod
+    def squared_distances(self, rows: Tensor) -> Tensor:
+        """Of the next rows, `[R, K, n]`."""
+
+    @abstractmethod
+    def add(self, posterior: Tensor, weighted: Tensor) -> None:
+        """Add the squares and products of these rows; `posterior` and `weighted`, by the rows, are `[R, K, n]`."""
+
+    def total(self) -> Tensor:
+        """The sums, in the shape of the scale."""
+        return self.second
+
+
+class _Full(_Moments):
+    def __init__(self, locs: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
+        super().__init__(locs, scale, dtype)
+        D = locs.shape[-1]
+        self.inverse = _inverse(scale).to(dtype).reshape(-1, D)
+        self.shift = whiten(scale, -locs).to(dtype).reshape(-1, 1)
+        self.buffers = self.inverse.new_empty(2, len(self.inverse) * self.num_rows)
+
+    def squared_distances(self, rows: Tensor) -> Tensor:
+        R, K, D = self.locs.shape
+        y, squares = self.buffers[:, : len(self.inverse) * len(rows)].view(2, R * K * D, -1)
+        torch.addmm(self.shift, self.inverse, rows.T, out=y)
+        self.y = y.view(R, K, D, -1)
+        return torch.mul(y, y, out=squares).view(R, K, D, -1).sum(2)
+
+    def add(self, posterior: Tensor, weighted: Tensor) -> None:
+        y = self.y.mul_(weighted.sqrt().unsqueeze(2)).flatten(0, 1)
+        self.second += torch.bmm(y, y.mT).view_as(self.second)
+
+
+class _Tied(_Moments):
+    def __init__(self, locs: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
+        super().__init__(locs, scale, dtype)
+        self.inverse = _inverse(scale).to(dtype).squeeze(1)
+        self.whitened_locs = whiten(scale, locs).to(dtype)
+        self.overlap = locs.new_zeros(*locs.shape[:2], locs.shape[1])
+
+    def squared_distances(self, rows: Tensor) -> Tensor:
+        self.y = rows @ self.inverse.mT
+        return _cdist(self.whitened_locs, self.y).square_()
+
+    def add(self, posterior: Tensor, weighted: Tensor) -> None:
+        residual = self.y - posterior.mT @ self.whitened_locs
+        self.second += ((residual.mT * weighted.sum(1, keepdim=True)) @ residual).unsqueeze(1)
+        self.overlap += weighted @ posterior.mT
+
+    def total(self) -> Tensor:
+        # The spread of a row's locs is half the mean of (a_k - a_l)(a_k - a_l)^T: no difference of large sums.
+        locs = self.whitened_locs.double()
+        gaps = locs.unsqueeze(1) - locs.unsqueeze(2)
+        spread = 0.5 * (self.overlap.unsqueeze(-1) * gaps).flatten(1, 2).mT @ gaps.flatten(1, 2)
+        return self.second + spread.unsqueeze(1)
+
+
+class _Diagonal(_Moments):
+    def __init__(self, locs: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
+        super().__init__(locs, scale, dtype)
+        self.precision = scale.reciprocal().to(dtype).unsqueeze(-1)
+        self.centres = locs.to(dtype).unsqueeze(-1)
+        self.buffer = self.centres.new_empty(locs.numel() * self.num_rows)
+
+    def squared_distances(self, rows: Tensor) -> Tensor:
+        self.squares = self.buffer[: self.locs.numel() * len(rows)].view(*self.locs.shape, -1)
+        torch.sub(rows.T.contiguous(), self.centres, out=self.squares).mul_(self.precision).square_()
+        return self.squares.sum(2)
+
+    def add(self, posterior: Tensor, weighted: Tensor) -> None:
+        self.second += (weighted.unsqueeze(2) @ self.squares.mT).squeeze(2)
+
+
+class _Spherical(_Moments):
+    def __init__(self, locs: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
+        super().__init__(locs, scale, dtype)
+        self.precision = scale.reciprocal().to(dtype)
+        self.centres = locs.to(dtype).flatten(0, 1)
+
+    def squared_distances(self, rows: Tensor) -> Tensor:
+        distances = _cdist(self.centres, rows).view(*self.locs.shape[:2], -1)
+        self.squares = distances.mul_(self.precision).square_()
+        return self.squares
+
+    def add(self, posterior: Tensor, weighted: Tensor) -> None:
+        self.second += (weighted * self.squares).sum(2, keepdim=True)
+
+
+_KINDS: dict[str, type[_Moments]] = {"full": _Full, "tied": _Tied, "diag": _Diagonal, "spherical": _Spherical}
+
+
+def _inverse(scale_tril: Tensor) -> Tensor:
+    identity = torch.eye(scale_tril.shape[-1], dtype=scale_tril.dtype, device=scale_tril.device)
+    return solve_triangular(scale_tril, identity.expand_as(scale_tril), upper=False)
+
+
+def _cdist(locs: Tensor, rows: Tensor) -> Tensor:
+    return torch.cdist(locs, rows, compute_mode="donot_use_mm_for_euclid_dist")  # the other way is inexact
