@@ -119,6 +119,14 @@ class Poisson(_Counts):
         return {"rate": means}
 
 
+class _AnyTotal(dist.Multinomial):
+    """A multinomial distribution of rows with totals of their own, without torch's mask, which vmap refuses."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        orders = (value.sum(-1) + 1).lgamma() - (value + 1).lgamma().sum(-1)
+        return orders + (value * self.logits).sum(-1)
+
+
 @dataclass(frozen=True)
 class Multinomial(_Counts):
     """Counts that share out a total, with a parameter `probs` `[K, D]`.
@@ -140,8 +148,7 @@ class Multinomial(_Counts):
         return {"probs": (self.num_features,)}
 
     def observe(self, params: Params, x: Tensor) -> list[Observed]:
-        # Validation would hold the totals of observed rows against that of drawn ones
-        return [Observed("", dist.Multinomial(self.total_count, params["probs"], validate_args=False), x)]
+        return [Observed("", _AnyTotal(self.total_count, params["probs"], validate_args=False), x)]
 
     def features(self, x: Tensor) -> Tensor:
         totals = x.sum(-1, keepdim=True)
@@ -248,8 +255,10 @@ class _Positive(Family):
     constraint = constraints.positive
 
     def features(self, x: Tensor) -> Tensor:
-        roots = x.pow(1 / 3)  # nearly normal (Wilson and Hilferty 1931)
-        return roots / roots.std(0, correction=0).clamp(min=_LEAST_MEAN)
+        least = torch.where(x > 0, x, torch.inf).amin(0)
+        logs = x.clamp(min=torch.where(least < torch.inf, least, 1.0)).log()  # of one variance, whatever the rate
+        std = logs.std(0, correction=0)
+        return logs / torch.where(std > 0, std, 1.0)
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ class Mixture(MixtureModule):
         r"""Start from k-means clusters, the tightest of five runs that are themselves started by k-means++.
 
         The columns are transformed so that rows of a component spread about as far in any component: roots of counts,
-        answers as indicators, cube roots of positive numbers. Every cluster gets one pseudo-row, a mean row of the
+        answers as indicators, logarithms of positive numbers. Every cluster gets one pseudo-row, a mean row of the
         data. So its weight is :math:`(n_k + 1) / (N + K)`, and no rate or probability is 0.
 
         Args:

@@ -190,7 +190,7 @@ def drawn(name, N=600):
         setattr(model, parameter, value)
     data = data_of(FAMILIES[name], N, dtype=torch.float32)
     trace = poutine.trace(poutine.uncondition(model)).get_trace(*data)
-    return model, trace.nodes["z"]["value"], trace.nodes["x"]["value"]
+    return model, trace.nodes["z"]["value"], trace.nodes["x"]["value"].detach()
 
 
 @pytest.mark.parametrize("name", TRUE)
