@@ -16,10 +16,10 @@ from pyro_lvm.checks import check_count
 from pyro_lvm.data import as_tensor
 from pyro_lvm.models._base import AssignableModule, check_positive, check_rows
 from pyro_lvm.models._steps import Params
+from pyro_lvm.models._wishart import Wishart
 from pyro_lvm.models.bayesian_gaussian_mixture_em import (
     BayesianGaussianMixtureSteps,
-    log_student,
-    rows_at_once,
+    log_student_mixture,
     statistics,
 )
 from pyro_lvm.models.gaussian_mixture import GaussianMixture
@@ -93,8 +93,8 @@ class BayesianGaussianMixture(AssignableModule):
         >>> _ = torch.manual_seed(0)
         >>> x = torch.cat([torch.randn(100, 2) - 4, torch.randn(300, 2) + 4])
         >>> mixture = BayesianGaussianMixture(2, 2).initialize(x)
-        >>> sorted(mixture.concentration.tolist())
-        [100.5, 300.5]
+        >>> [round(count) for count in sorted((mixture.concentration - 0.5).tolist())]
+        [100, 300]
         >>> mixture.log_predictive(torch.tensor([[4.0, 4.0], [0.0, 0.0]])).argmax().item()
         0
     """
@@ -156,7 +156,7 @@ class BayesianGaussianMixture(AssignableModule):
         x = check_rows("x", x, self.num_features, self.prior_loc.dtype)
         weights = pyro.sample("weights", dist.Dirichlet(self.prior_concentration))
         scale_tril = self.prior_scale_tril.expand(self.num_components, -1, -1)
-        precisions = pyro.sample("precisions", _wishart(self.prior_degrees_of_freedom, scale_tril))
+        precisions = pyro.sample("precisions", Wishart(self.prior_degrees_of_freedom, scale_tril).to_event(1))
         prior = dist.MultivariateNormal(self.prior_loc, precision_matrix=self.prior_loc_precision * precisions)
         means = pyro.sample("means", prior.to_event(1))
         scale_tril = prior.scale_tril * self.prior_loc_precision.sqrt()  # of the components, without factorising anew
@@ -173,7 +173,7 @@ class BayesianGaussianMixture(AssignableModule):
             x: Data, `[N, D]`, which the posterior's parameters stand for.
         """
         pyro.sample("weights", dist.Dirichlet(self.concentration))
-        precisions = pyro.sample("precisions", _wishart(self.degrees_of_freedom, self.scale_tril))
+        precisions = pyro.sample("precisions", Wishart(self.degrees_of_freedom, self.scale_tril).to_event(1))
         scaled = self.loc_precision[:, None, None] * precisions
         pyro.sample("means", dist.MultivariateNormal(self.locs, precision_matrix=scaled).to_event(1))
 
@@ -206,12 +206,8 @@ class BayesianGaussianMixture(AssignableModule):
             TypeError: If `x` is not a tensor.
             ValueError: If `x` has another shape or dtype.
         """
-        params = self._params()
-        x = check_rows("x", as_tensor(x), self.num_features, params["locs"].dtype)
-        log_weights = (params["concentration"] / params["concentration"].sum()).log()
-        batches = x.split(rows_at_once(self.num_components, self.num_features))
-        densities = [(log_weights + log_student(rows, params)).logsumexp(-1) for rows in batches]
-        return torch.cat(densities)
+        dtype = self.prior_loc.dtype
+        return log_student_mixture(check_rows("x", as_tensor(x), self.num_features, dtype), self._params()).to(dtype)
 
     def initialize(self, x: Tensor, seed: int = 0) -> BayesianGaussianMixture:
         """Set the prior from the data where it was not given, and start from the posterior given k-means clusters.
@@ -260,30 +256,6 @@ class BayesianGaussianMixture(AssignableModule):
                 f"degrees_of_freedom: expected numbers greater than num_features - 1, {least}, got {value}"
             )
         return super()._checked(name, value)
-
-
-class _Wishart(dist.Wishart):
-    """A Wishart whose draws can be factorised. Those of torch warn of singular draws where there are none."""
-
-    def rsample(self, sample_shape: torch.Size = torch.Size(), max_try_correction: int | None = None) -> Tensor:  # noqa: B008
-        """Bartlett's decomposition; the diagonal grows by what rounding may take from the smallest eigenvalue."""
-        root = self.scale_tril
-        D = root.shape[-1]
-        diagonal = dist.Chi2(self.df.unsqueeze(-1) - torch.arange(D).to(root)).rsample(sample_shape).sqrt()
-        normal = torch.randn(self._extended_shape(sample_shape), dtype=root.dtype, device=root.device)
-        root = root @ (normal.tril(-1) + diagonal.diag_embed())
-        growth = 8 * D * torch.finfo(root.dtype).eps * torch.eye(D, dtype=root.dtype, device=root.device)
-        return _gram(root) * (1 + growth)
-
-
-def _wishart(degrees_of_freedom: Tensor, scale_tril: Tensor) -> dist.Distribution:
-    """Precisions of all components whose inverse scale matrices have these Cholesky factors."""
-    return _Wishart(degrees_of_freedom, precision_matrix=_gram(scale_tril)).to_event(1)
-
-
-def _gram(root: Tensor) -> Tensor:
-    matrix = root @ root.mT
-    return (matrix + matrix.mT) / 2  # a product is symmetric only up to rounding
 
 
 def _values(name: str, value: Any, *shape: int) -> Tensor:

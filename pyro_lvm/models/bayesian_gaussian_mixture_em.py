@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_lvm.models._steps import Params, Steps, Sums
+from pyro_lvm.models._wishart import Wishart, log_det
 
 __all__ = ["BayesianGaussianMixtureSteps"]
 
@@ -56,14 +57,16 @@ class BayesianGaussianMixtureSteps(Steps):
         (x,), q = args, _double(params)
         K, D = q["locs"].shape
         mean_log_weights = q["concentration"].digamma() - q["concentration"].sum().digamma()
-        constant = mean_log_weights + (_mean_log_det(q) - D * math.log(2 * math.pi) - D / q["loc_precision"]) / 2
+        constant = (
+            mean_log_weights + (_precisions(q).mean_log_det - D * math.log(2 * math.pi) - D / q["loc_precision"]) / 2
+        )
         weight = x.new_ones(len(x)) if weight is None else weight
 
         total: Sums = {}
-        size = rows_at_once(K, D)
+        size = _rows_at_once(K, D)
         for rows, row_weight in zip(x.split(size), weight.split(size), strict=True):
             rows, row_weight = rows.double(), row_weight.double()
-            log_rho = constant - q["degrees_of_freedom"] * squares(rows, q) / 2
+            log_rho = constant - q["degrees_of_freedom"] * _squares(rows, q) / 2
             log_p = log_rho.logsumexp(-1)
             responsibilities = (log_rho - log_p.unsqueeze(-1)).exp() * row_weight.unsqueeze(-1)
             sums = statistics(rows, responsibilities, q["locs"]) | {"log_p": row_weight @ log_p}
@@ -97,14 +100,8 @@ class BayesianGaussianMixtureSteps(Steps):
         D = q["locs"].shape[-1]
         ratio = p["loc_precision"] / q["loc_precision"]
         kl_means = D * (ratio - 1 - ratio.log()) / 2
-        kl_means = kl_means + p["loc_precision"] * q["degrees_of_freedom"] * squares(p["locs"][None], q)[0] / 2
-        trace = torch.linalg.solve_triangular(q["scale_tril"], p["scale_tril"], upper=False).square().sum((-2, -1))
-        kl_precisions = (
-            _log_normalizer(p)
-            - _log_normalizer(q)
-            + (q["degrees_of_freedom"] - p["degrees_of_freedom"]) * _mean_log_det(q) / 2
-            + q["degrees_of_freedom"] * (trace - D) / 2
-        )
+        kl_means = kl_means + p["loc_precision"] * q["degrees_of_freedom"] * _squares(p["locs"][None], q)[0] / 2
+        kl_precisions = kl_divergence(_precisions(q), _precisions(p))
         kl_weights = kl_divergence(Dirichlet(q["concentration"]), Dirichlet(p["concentration"]))
         return -(kl_weights + (kl_means + kl_precisions).sum())
 
@@ -116,42 +113,40 @@ def statistics(x: Tensor, responsibilities: Tensor, locs: Tensor) -> Sums:
     return {"counts": responsibilities.sum(0), "sums": weighted.sum(-2), "scatters": weighted.mT @ deviations}
 
 
-def squares(x: Tensor, params: Params) -> Tensor:
+def _squares(x: Tensor, params: Params) -> Tensor:
     r""":math:`(x_i - m_k)^\top \Psi_k^{-1} (x_i - m_k)`, ``[N, K]``."""
     deviations = x - params["locs"].unsqueeze(-2)
     return torch.linalg.solve_triangular(params["scale_tril"], deviations.mT, upper=False).square().sum(-2).mT
 
 
-def log_student(x: Tensor, params: Params) -> Tensor:
-    """Log-density of a row of each component, its loc and precision averaged over the posterior, ``[N, K]``."""
-    D, df, loc_precision = x.shape[-1], params["degrees_of_freedom"], params["loc_precision"]
-    shrinkage = loc_precision / (1 + loc_precision)
-    constant = torch.lgamma((df + 1) / 2) - torch.lgamma((df + 1 - D) / 2) - _log_det(params["scale_tril"]) / 2
-    constant = constant + D * (shrinkage / math.pi).log() / 2
-    return constant - (df + 1) / 2 * (shrinkage * squares(x, params)).log1p()
+def log_student_mixture(x: Tensor, params: Params) -> Tensor:
+    """Log-density of rows ``[N, D]``, averaged over the posterior: Bishop's (10.81), in double precision.
+
+    In single precision the log-gamma functions of many degrees of freedom would leave two digits.
+    """
+    q = _double(params)
+    (K, D), df = q["locs"].shape, q["degrees_of_freedom"]
+    shrinkage = q["loc_precision"] / (1 + q["loc_precision"])
+    constant = (
+        (q["concentration"] / q["concentration"].sum()).log()
+        + torch.lgamma((df + 1) / 2)
+        - torch.lgamma((df + 1 - D) / 2)
+        + (D * (shrinkage / math.pi).log() - log_det(q["scale_tril"])) / 2
+    )
+    densities = [
+        (constant - (df + 1) / 2 * (shrinkage * _squares(rows.double(), q)).log1p()).logsumexp(-1)
+        for rows in x.split(_rows_at_once(K, D))
+    ]
+    return torch.cat(densities)
 
 
-def _log_det(scale_tril: Tensor) -> Tensor:
-    """Log-determinant of the matrix of which this is the Cholesky factor."""
-    return 2 * scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-
-
-def _mean_log_det(params: Params) -> Tensor:
-    r""":math:`\mathbb{E} \log |\Lambda_k|`, Bishop's (10.65)."""
-    D = params["scale_tril"].shape[-1]
-    halves = (params["degrees_of_freedom"].unsqueeze(-1) - torch.arange(D).to(params["scale_tril"])) / 2
-    return halves.digamma().sum(-1) + D * math.log(2) - _log_det(params["scale_tril"])
-
-
-def rows_at_once(num_components: int, num_features: int) -> int:
+def _rows_at_once(num_components: int, num_features: int) -> int:
     """How many rows to hold deviations of."""
     return max(1, _NUMBERS_AT_ONCE // (num_components * num_features))
 
 
-def _log_normalizer(params: Params) -> Tensor:
-    """Log of what the Wishart density is divided by."""
-    half, D = params["degrees_of_freedom"] / 2, params["scale_tril"].shape[-1]
-    return half * (D * math.log(2) - _log_det(params["scale_tril"])) + torch.mvlgamma(half, D)
+def _precisions(params: Params) -> Wishart:
+    return Wishart(params["degrees_of_freedom"], params["scale_tril"])
 
 
 def _outer(vectors: Tensor) -> Tensor:
