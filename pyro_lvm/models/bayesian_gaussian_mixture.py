@@ -235,9 +235,9 @@ class BayesianGaussianMixture(AssignableModule):
             factor, info = torch.linalg.cholesky_ex(deviations.mT @ deviations / max(1, len(x) - 1))
             if info:
                 raise ValueError("x: expected data with a covariance of full rank; give scale_matrix for others")
-            self.prior_scale_tril.copy_(factor)
+            self.prior_scale_tril = factor.to(x)
         if self._loc_from_data:
-            self.prior_loc.copy_(rows.mean(0))
+            self.prior_loc = rows.mean(0).to(x)
 
         nearest = torch.cdist(x, params["locs"]).argmin(-1)
         responsibilities = torch.nn.functional.one_hot(nearest, self.num_components).double()

@@ -15,7 +15,7 @@ from pyro_lvm.models._wishart import Wishart, log_det
 
 __all__ = ["BayesianGaussianMixtureSteps"]
 
-_NUMBERS_AT_ONCE = 2**22  # of the rows' deviations from all locs: 32 MB
+_NUMBERS_AT_ONCE = 2**17  # of the rows' deviations from all locs: 1 MB, which stays in a cache
 
 
 class BayesianGaussianMixtureSteps(Steps):
