@@ -33,11 +33,13 @@ class Family(NamedTuple):
         form: The shape of its log-likelihood.
         arguments: Its arguments, by the names that the form has for them.
         statistics: Of an observation, given the distribution for the arguments that are known numbers.
+        known: An argument that, if it is a known number, leaves a family of another form.
     """
 
     form: str
     arguments: dict[str, Argument]
     statistics: Callable[[Any, Tensor], tuple[Any, ...]]
+    known: tuple[str, Family] | None = None
 
 
 def narrowed(tensor: Tensor) -> Tensor:
@@ -72,12 +74,13 @@ def _ones(x: Tensor) -> Tensor:
 
 _PROBABILITY = {"probs": Argument(_probs(torch.sigmoid))}
 _SIMPLEX = {"probs": Argument(_probs(lambda logits: logits.softmax(-1)), 1)}
+_RATE = {"rate": Argument(_own("rate"))}
 _NORMAL = {"loc": Argument(_own("loc")), "scale": Argument(_own("scale"))}
 
 FAMILIES: dict[type, Family] = {
     # a log rate - b rate: statistics a and b
-    dist.Poisson: Family("rate", {"rate": Argument(_own("rate"))}, lambda fn, x: (x, _ones(x))),
-    dist.Exponential: Family("rate", {"rate": Argument(_own("rate"))}, lambda fn, x: (_ones(x), x)),
+    dist.Poisson: Family("rate", _RATE, lambda fn, x: (x, _ones(x))),
+    dist.Exponential: Family("rate", _RATE, lambda fn, x: (_ones(x), x)),
     # a log probs + (b - a) log(1 - probs)
     dist.Bernoulli: Family("probability", _PROBABILITY, lambda fn, x: (x, _ones(x))),
     dist.Geometric: Family("probability", _PROBABILITY, lambda fn, x: (_ones(x), x + 1)),
@@ -90,13 +93,16 @@ FAMILIES: dict[type, Family] = {
     dist.Normal: Family("normal", _NORMAL, lambda fn, x: (x,)),
     dist.LogNormal: Family("normal", _NORMAL, lambda fn, x: (x.log(),)),
     dist.MultivariateNormal: Family(
-        "multivariate_normal", {"loc": Argument(_own("loc"), 1), "covariance": Argument(_covariance, 2)}, lambda fn, x: (x,)
+        "multivariate_normal",
+        {"loc": Argument(_own("loc"), 1), "covariance": Argument(_covariance, 2)},
+        lambda fn, x: (x,),
     ),
     # their own, by Newton's method
     dist.Gamma: Family(
         "gamma",
-        {"concentration": Argument(_own("concentration")), "rate": Argument(_own("rate"))},
+        {"concentration": Argument(_own("concentration")), **_RATE},
         lambda fn, x: (_ones(x), x, x.log()),
+        known=("concentration", Family("rate", _RATE, lambda fn, x: (fn.concentration, x))),
     ),
     dist.Beta: Family(
         "beta",
@@ -107,6 +113,7 @@ FAMILIES: dict[type, Family] = {
         "negative_binomial",
         {"total_count": Argument(_own("total_count")), **_PROBABILITY},
         lambda fn, x: (x,),
+        known=("total_count", Family("probability", _PROBABILITY, lambda fn, x: (x, x + fn.total_count))),
     ),
     dist.Dirichlet: Family(
         "dirichlet", {"concentration": Argument(_own("concentration"), 1)}, lambda fn, x: (_ones(x), x.log())

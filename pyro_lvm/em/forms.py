@@ -16,36 +16,34 @@ from pyro_lvm.em.sums import weighted_sums
 from pyro_lvm.em.use import Use, base
 from pyro_lvm.sites import Site
 
-Sums = dict[str, Tensor]
-Values = dict[str, Tensor]  # items by argument, as the distributions take them, in double precision
+Values = dict[str, Tensor]  # something for each item, by argument
 
 
 class Form(Protocol):
-    """Families whose likelihood has one shape, and the items that are their arguments."""
+    """Families whose likelihood has one shape.
 
-    key: str
+    Attributes:
+        items: The items that may stand for each argument.
+    """
+
+    items: dict[str, Items]
 
     def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
         """What the maximum needs to know of a site's observations, each as often as its weight says."""
 
-    def maximum(self, sums: Sums, now: Values, free: dict[str, Tensor]) -> Values:
+    def maximum(self, sums: Tensor, priors: Values, now: Values, free: Values) -> Values:
         """The items of each argument at which the likelihood is largest.
 
         Args:
-            sums: Of all observations under ``key``, and of priors under ``key`` and the argument.
+            sums: Of all observations.
+            priors: What conjugate priors add for the items of an argument, by its name.
             now: The items as they are. Those of which nothing was observed stay so.
             free: Which items of each argument may move.
         """
 
 
-def add(ours: Sums, theirs: Sums) -> Sums:
+def add(a: Tensor, b: Tensor) -> Tensor:
     """Sums over both; the longer of two tensors has items or counts that the other did not meet."""
-    return {k: _add(ours.get(k), theirs.get(k)) for k in ours.keys() | theirs.keys()}
-
-
-def _add(a: Tensor | None, b: Tensor | None) -> Tensor:
-    if a is None or b is None:
-        return b if a is None else a  # type: ignore[return-value]
     total = a.new_zeros([max(sizes) for sizes in zip(a.shape, b.shape, strict=True)])
     for part in (a, b):
         total[tuple(slice(size) for size in part.shape)] += part
@@ -70,20 +68,20 @@ def placed(values: Tensor, index: Tensor, count: int) -> Tensor:
 class Ratio:
     """Rates and probabilities: ``a log v - b v`` and ``a log v + (b - a) log(1 - v)`` are largest at a / b."""
 
-    def __init__(self, form: str, argument: str, items: Items) -> None:
-        self.key, self.argument, self.items = form, argument, items
+    def __init__(self, argument: str, items: Items) -> None:
+        self.argument, self.items = argument, {argument: items}
 
     def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
         """a and b, ``[I, 2]``."""
         _, statistics, weights = observed(use, site, weights)
-        index = use.roles[self.argument].index  # type: ignore[union-attr]
+        index = use.index(self.argument)
         full = torch.broadcast_shapes(weights.shape, *(s.shape for s in statistics))
         parts = [weighted_sums(weights, s.expand(full), index.shape) for s in statistics]
-        return placed(torch.stack(parts, -1), index, self.items.count)
+        return placed(torch.stack(parts, -1), index, self.items[self.argument].count)
 
-    def maximum(self, sums: Sums, now: Values, free: dict[str, Tensor]) -> Values:
+    def maximum(self, sums: Tensor, priors: Values, now: Values, free: Values) -> Values:
         """a / b."""
-        a, b = _with_prior(sums, self.key, self.argument).unbind(-1)
+        a, b = (sums + priors.get(self.argument, 0.0)).unbind(-1)
         return {self.argument: torch.where(free[self.argument] & (b > 0), a.clamp(min=0) / b, now[self.argument])}
 
 
@@ -91,45 +89,39 @@ class Simplex:
     """Probabilities of categories: the sum of ``counts log probs`` is largest at the counts, normalised."""
 
     def __init__(self, items: Items) -> None:
-        self.items = items
-        self.key = f"simplex {items.shape[0]}"
+        self.items = {"probs": items}
 
     def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
         """Counts, ``[I, K]``."""
         _, (counts,), weights = observed(use, site, weights)
-        index = use.roles["probs"].index  # type: ignore[union-attr]
-        return placed(weighted_sums(weights, counts, index.shape, 1), index, self.items.count)
+        index = use.index("probs")
+        return placed(weighted_sums(weights, counts, index.shape, 1), index, self.items["probs"].count)
 
-    def maximum(self, sums: Sums, now: Values, free: dict[str, Tensor]) -> Values:
+    def maximum(self, sums: Tensor, priors: Values, now: Values, free: Values) -> Values:
         """Counts, normalised; those below zero, by a prior that has its peak on the boundary, are none."""
-        counts = _with_prior(sums, self.key, "probs").clamp(min=0)
+        counts = (sums + priors.get("probs", 0.0)).clamp(min=0)
         total = counts.sum(-1, keepdim=True)
         return {"probs": torch.where(free["probs"].unsqueeze(-1) & (total > 0), counts / total, now["probs"])}
 
 
 class Dirichlet:
-    """Concentrations of Dirichlet distributions."""
+    """Concentrations of Dirichlet distributions, by Newton's method."""
 
     def __init__(self, items: Items) -> None:
-        self.items = items
-        self.key = f"dirichlet {items.shape[0]}"
+        self.items = {"concentration": items}
 
     def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
         """The weight and the sum of logarithms, ``[I, 1 + K]``."""
         _, (one, logs), weights = observed(use, site, weights)
-        index = use.roles["concentration"].index  # type: ignore[union-attr]
+        index = use.index("concentration")
         n = weighted_sums(weights, one.expand(weights.shape), index.shape).unsqueeze(-1)
-        return placed(torch.cat([n, weighted_sums(weights, logs, index.shape, 1)], -1), index, self.items.count)
+        found = torch.cat([n, weighted_sums(weights, logs, index.shape, 1)], -1)
+        return placed(found, index, self.items["concentration"].count)
 
-    def maximum(self, sums: Sums, now: Values, free: dict[str, Tensor]) -> Values:
-        """By Newton's method."""
-        n, logs = sums[self.key][:, :1], sums[self.key][:, 1:]
+    def maximum(self, sums: Tensor, priors: Values, now: Values, free: Values) -> Values:
+        """Where the mean logarithms are those expected."""
+        n, logs = sums[:, :1], sums[:, 1:]
         moved = free["concentration"] & (n[:, 0] > 0)
         new = now["concentration"].clone()
         new[moved] = dirichlet_concentration(new[moved], logs[moved] / n[moved])
         return {"concentration": new}
-
-
-def _with_prior(sums: Sums, key: str, argument: str) -> Tensor:
-    prior = sums.get(f"{key} {argument}")
-    return sums[key] if prior is None else sums[key] + prior

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_lvm.em.forms import Sums, Values, observed, placed
+from pyro_lvm.em.forms import Values, observed, placed
 from pyro_lvm.em.newton import dirichlet_concentration, gamma_concentration, negative_binomial_count
 from pyro_lvm.em.roles import Items, Picked
 from pyro_lvm.em.sums import scatters, weighted_sums
@@ -50,10 +50,8 @@ class Normal:
         floor: The smallest variance.
     """
 
-    key = "normal"
-
     def __init__(self, items: Items, centre: Tensor) -> None:
-        self.items, self.centre, self.pairs = items, centre.double(), Pairs()
+        self.items, self.centre, self.pairs = {"loc": items, "scale": items}, centre.double(), Pairs()
         self.floor = 0.0
 
     def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
@@ -78,14 +76,14 @@ class Normal:
         first = first + shift * n
         return placed(torch.stack([n, first, second], -1), rows, len(self.pairs))
 
-    def maximum(self, sums: Sums, now: Values, free: dict[str, Tensor]) -> Values:
+    def maximum(self, sums: Tensor, priors: Values, now: Values, free: Values) -> Values:
         """Locs given the scales, scales about the new locs, and again where several scales share a loc."""
         locs, scales = now["loc"], now["scale"]
         count = len(locs)
-        n, first, second = sums[self.key].unbind(-1)
+        n, first, second = sums.unbind(-1)
         of_loc, of_scale = self.pairs.items
-        loc_prior = sums.get(f"{self.key} loc", n.new_zeros(count, 2))
-        variance_prior = sums.get(f"{self.key} scale", n.new_zeros(count, 2))
+        loc_prior = priors.get("loc", n.new_zeros(count, 2))
+        variance_prior = priors.get("scale", n.new_zeros(count, 2))
         once = not _is_crossed(of_loc, of_scale) and not loc_prior.any()
         moved = locs - self.centre
         for _ in range(1 if once else _CROSSED_ITERATIONS):
@@ -121,8 +119,8 @@ class MultivariateNormal:
     """
 
     def __init__(self, locs: Items, covariances: Items, centre: Tensor) -> None:
-        self.locs, self.covariances, self.centre, self.pairs = locs, covariances, centre.double(), Pairs()
-        self.key, self.floor = f"multivariate_normal {locs.shape[0]}", 0.0
+        self.items, self.centre, self.pairs = {"loc": locs, "covariance": covariances}, centre.double(), Pairs()
+        self.floor = 0.0
 
     def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
         """The weight, the sum and the scatter about the centre, in a row for each pair, ``[P, 1 + D + D * D]``."""
@@ -147,12 +145,12 @@ class MultivariateNormal:
         parts = [n.unsqueeze(-1), first, second.flatten(-2)]
         return placed(torch.cat(parts, -1), rows, len(self.pairs))
 
-    def maximum(self, sums: Sums, now: Values, free: dict[str, Tensor]) -> Values:
+    def maximum(self, sums: Tensor, priors: Values, now: Values, free: Values) -> Values:
         """Locs, each of one covariance alone so that it does not matter, and covariances about them."""
         locs, covariances = now["loc"], now["covariance"]
         size = locs.shape[-1]
         of_loc, of_covariance = self.pairs.items
-        n, first, second = sums[self.key].split([1, size, size * size], -1)
+        n, first, second = sums.split([1, size, size * size], -1)
         weight, total = (placed(s, of_loc, len(locs)) for s in (n, first))
         moved = torch.where(free["loc"].unsqueeze(-1) & (weight > 0), total / weight, locs - self.centre)
         off = torch.where((of_loc < 0).unsqueeze(-1), 0.0, moved[of_loc.clamp(min=0)])
@@ -185,8 +183,8 @@ def _floored(matrices: Tensor, floor: float) -> Tensor:
 class Matched:
     """Families whose two arguments come in pairs: gamma, beta and negative binomial distributions."""
 
-    def __init__(self, form: str, items: Items) -> None:
-        self.key, self.items, self.pairs = form, items, Pairs()
+    def __init__(self, form: str, arguments: list[str], items: Items) -> None:
+        self.form, self.items, self.pairs = form, dict.fromkeys(arguments, items), Pairs()
 
     def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
         """Of the statistics of the family, or how often each count was observed, ``[P, M]``."""
@@ -194,7 +192,7 @@ class Matched:
         first, second = use.roles.values()
         assert first is not None and second is not None
         rows = self.pairs.rows(first, second)
-        if self.key == "negative_binomial":
+        if self.form == "negative_binomial":
             (x,) = statistics
             counts = torch.nn.functional.one_hot(x.long()).double()
             found = weighted_sums(weights, counts, rows.shape, 1)
@@ -203,19 +201,19 @@ class Matched:
             found = torch.stack([weighted_sums(weights, s.expand(full), rows.shape) for s in statistics], -1)
         return placed(found, rows, len(self.pairs))
 
-    def maximum(self, sums: Sums, now: Values, free: dict[str, Tensor]) -> Values:
+    def maximum(self, sums: Tensor, priors: Values, now: Values, free: Values) -> Values:
         """Both arguments of each pair."""
-        (name, first), (other, second) = now.items()
-        found = sums[self.key]
+        name, other = self.items
+        first, second = now[name], now[other]
         of_first, of_second = self.pairs.items
-        weight = found.sum(-1) if self.key == "negative_binomial" else found[:, 0]
+        weight = sums.sum(-1) if self.form == "negative_binomial" else sums[:, 0]
         moved = free[name][of_first] & free[other][of_second] & (weight > 0)
-        of_first, of_second, found = of_first[moved], of_second[moved], found[moved]
-        if self.key == "negative_binomial":
+        of_first, of_second, found = of_first[moved], of_second[moved], sums[moved]
+        if self.form == "negative_binomial":
             count = negative_binomial_count(found)
             mean = (found @ torch.arange(found.shape[-1], dtype=found.dtype)) / found.sum(-1)
             new = count, mean / (mean + count)
-        elif self.key == "gamma":
+        elif self.form == "gamma":
             n, x, log_x = found.unbind(-1)
             concentration = gamma_concentration(x / n, log_x / n)
             new = concentration, concentration * n / x

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from pyro_lvm.em.forms import Dirichlet, Ratio, Simplex, Sums, add
+from pyro_lvm.em.forms import Dirichlet, Form, Ratio, Simplex, Values
 from pyro_lvm.em.pairs import Matched, MultivariateNormal, Normal
-from pyro_lvm.em.priors import prior_sums
+from pyro_lvm.em.priors import pseudo_sums
 from pyro_lvm.em.program import EMProgram
-from pyro_lvm.em.roles import Items, Picked, Theta
-from pyro_lvm.em.use import Use, base, use_of
-from pyro_lvm.families import Family
+from pyro_lvm.em.roles import IDENTITY, Items, Link, Theta
+from pyro_lvm.em.use import Use, use_of
 from pyro_lvm.sites import sample_sites
 
-NUMERIC, LEAST_SQUARES = "L-BFGS on Q", "weighted least squares"
+NUMERIC, LEAST_SQUARES, UNUSED = "L-BFGS on Q", "weighted least squares", "not used"
 _RULES = {
     ("rate", "rate"): "weighted mean",
     ("probability", "probs"): "weighted proportion",
@@ -33,11 +28,13 @@ _RULES = {
     ("beta", "concentration1"): "Newton's method",
     ("beta", "concentration0"): "Newton's method",
     ("dirichlet", "concentration"): "Newton's method",
-    ("negative_binomial", "total_count"): "bisection on a histogram of counts",
+    ("negative_binomial", "total_count"): "bisection on expected counts",
     ("negative_binomial", "probs"): "weighted proportion",
 }
+_LOC_FORMS = ("normal", "multivariate_normal")
+_MATCHED_FORMS = ("gamma", "beta", "negative_binomial")
 
-Claim = tuple[str, str, str]  # form, argument, link
+Claim = tuple[str, str, Link]  # form, argument and what stands between the parameter and the argument
 
 
 class Plan:
@@ -49,27 +46,149 @@ class Plan:
         args: Rows to look at.
 
     Attributes:
-        uses: What each site does with the parameters.
-        rules: For each parameter the name of its rule, by which it is told to users.
+        rules: For each parameter the name of its rule, as it is told to users.
+        links: For each parameter what stands between it and the argument.
+        forms: The M-steps in closed form.
+        priors: What conjugate priors add to the sums of each.
     """
 
     def __init__(self, program: EMProgram, theta: Theta, args: tuple[Any, ...]) -> None:
         self.program, self.theta = program, dict(theta)
-        self.uses = self.uses_on(args)
-        self._claims = self._collect()
-        self.rules = {name: self._rule(name) for name in theta}
-        self._settle_pairs()
-        self.links = {name: claims[0][2] for name, claims in self._claims.items() if len(claims) == 1}
+        self._last = args, self._look(args)
+        uses = self._last[1]
+        claims = {name: _claims(name, uses) for name in theta}
+        self.links = {name: c[0][2] for name, c in claims.items() if len(c) == 1}
+        self._arguments = {name: c[0][:2] for name, c in claims.items() if len(c) == 1}
+        self.rules = {name: self._rule(name, c) for name, c in claims.items()}
+        self.forms: dict[str, Form] = {}
+        self.priors = self._pseudo_sums(uses, claims)
+        self._refuse_half_pairs(uses)
 
-    def uses_on(self, args: tuple[Any, ...]) -> dict[str, Use]:
+    @property
+    def closed(self) -> list[str]:
+        """The parameters with a maximum in closed form."""
+        return [name for name, rule in self.rules.items() if rule in _RULES.values()]
+
+    def governed_by(self, rule: str) -> list[str]:
+        """The parameters under a rule that is no closed form."""
+        return [name for name, own in self.rules.items() if own.startswith(rule)]
+
+    def give_up(self, name: str, reason: str) -> None:
+        """Let a numerical search find a parameter."""
+        self.rules[name] = f"{NUMERIC}, for {reason}"
+
+    def uses(self, args: tuple[Any, ...]) -> dict[str, Use]:
         """What each site does with the parameters on these rows."""
-        thetas = tuple(self.program.filling(seed, self.theta) for seed in (1, 2))
+        if args is not self._last[0] and any(self._follows_rows(use) for use in self._last[1].values()):
+            self._last = args, self._look(args)
+        return self._last[1]
+
+    def _look(self, args: tuple[Any, ...]) -> dict[str, Use]:
+        thetas = self.program.filling(1, self.theta), self.program.filling(2, self.theta)
         leaves = {name: v.clone().requires_grad_() for name, v in thetas[0].items()}
         with torch.enable_grad():
             first = sample_sites(self.program.trace(leaves, args))
         with torch.no_grad():
             second = sample_sites(self.program.trace(thetas[1], args))
-        return {
-            name: use_of((first[name], second[name]), thetas, leaves, self.program.points)  # type: ignore[arg-type]
-            for name in first
-        }
+        return {n: use_of((first[n], second[n]), thetas, leaves, self.program.points) for n in first}
+
+    def users(self, key: str, argument: str) -> set[str]:
+        """The parameters that stand for an argument of a form."""
+        return {name for name, used in self._arguments.items() if used == (key.split()[0], argument)}
+
+    def _follows_rows(self, use: Use) -> bool:
+        """Whether which items stand where differs from row to row, as in ``effects[group]``."""
+        sites = self.program.program.sites
+        if sites.row_plate is None or use.site not in sites.local:
+            return False
+        axis = sites.row_plate.dim - use.event_dims
+        indices = [role.index for role in use.roles.values() if role is not None]
+        return any(index.dim() >= -axis and index.shape[axis] > 1 for index in indices)
+
+    def is_late(self, use: Use) -> bool:
+        """Whether its scale is found about a loc that is found first, and not in closed form."""
+        if use.family is None or use.family.form not in _LOC_FORMS:
+            return False
+        loc = use.roles["loc"]
+        return loc is None or not set(loc.names) <= set(self.closed)
+
+    def form(self, use: Use) -> tuple[str, Form]:
+        """The M-step that takes a site's sums, and what it is called."""
+        assert use.family is not None
+        name = use.family.form
+        shapes = {role.items.shape for role in use.roles.values() if role is not None and role.items.count}
+        size = max(shapes, default=())[:1]
+        key = " ".join([name, *map(str, size)])
+        if key not in self.forms:
+            self.forms[key] = self._make(name, list(use.family.arguments), size)
+        return key, self.forms[key]
+
+    def _make(self, name: str, arguments: list[str], size: tuple[int, ...]) -> Form:
+        numbers, vectors = Items(self.theta, 0, ()), Items(self.theta, 1, size) if size else None
+        if name in ("rate", "probability"):
+            return Ratio(arguments[0], numbers)
+        if name == "normal":
+            return Normal(numbers, numbers.values(self.theta))
+        if name in _MATCHED_FORMS:
+            return Matched(name, arguments, numbers)
+        assert vectors is not None
+        if name == "multivariate_normal":
+            return MultivariateNormal(vectors, Items(self.theta, 2, size * 2), vectors.values(self.theta))
+        return Simplex(vectors) if name == "simplex" else Dirichlet(vectors)
+
+    def _rule(self, name: str, claims: list[Claim]) -> str:
+        if any(not form for form, *_ in claims):
+            return NUMERIC
+        if len(claims) > 1:
+            return f"{NUMERIC}, for it is used in {len(claims)} ways"
+        return _RULES[claims[0][:2]] if claims else UNUSED
+
+    def _pseudo_sums(self, uses: dict[str, Use], claims: dict[str, list[Claim]]) -> dict[str, Values]:
+        """What conjugate priors add to the sums of each form; other priors leave their parameters to a search."""
+        found: dict[str, Values] = {}
+        trace = None
+        for use in uses.values():
+            name = use.prior_of
+            if not name or self.rules[name] not in _RULES.values():
+                continue
+            if trace is None:
+                trace = self.program.trace(self.theta, self._last[0])
+            form, argument, link = claims[name][0]
+            pseudo = pseudo_sums(trace.nodes[use.site], (form, argument, link.name)) if use.fixed else None
+            if pseudo is None:
+                self.give_up(name, "its prior is not conjugate")
+                continue
+            user = next(u for u in uses.values() if name in u.params and u.prior_of != name)
+            key, rule = self.form(user)
+            items = rule.items[argument]
+            first = items.names[name]
+            sums = pseudo.new_zeros(items.count, pseudo.shape[-1])
+            sums[first : first + len(pseudo)] = pseudo
+            held = found.setdefault(key, {})
+            held[argument] = held.get(argument, 0.0) + sums
+        return found
+
+    def _refuse_half_pairs(self, uses: dict[str, Use]) -> None:
+        """Both parameters of a gamma, beta or negative binomial are found together, or neither."""
+        for use in uses.values():
+            if use.family is None or use.prior_of:
+                continue
+            whole = use.picked and use.params <= set(self.closed)
+            if use.family.form in _MATCHED_FORMS and not whole:
+                for name in use.params & set(self.closed):
+                    self.give_up(name, "the other parameter of its family is not free")
+
+
+def _claims(name: str, uses: dict[str, Use]) -> list[Claim]:
+    """In what ways sites use a parameter; an empty form for what is no picking of items."""
+    claims: dict[Claim, None] = {}
+    for use in uses.values():
+        if name not in use.params or use.prior_of == name:
+            continue
+        arguments = [a for a, role in use.roles.items() if role is not None and name in role.names]
+        alone = use.family is not None and use.family.form in _LOC_FORMS and arguments not in ([], ["loc"])
+        if not arguments or not (use.picked or alone):
+            claims[("", "", IDENTITY)] = None
+        for argument in arguments:
+            claims[(use.family.form, argument, use.roles[argument].link)] = None  # type: ignore[union-attr]
+    return list(claims)

@@ -22,8 +22,11 @@ from pyro_lvm.sites import Site, draw_or_feasible, find_row_plate, is_observed, 
 from pyro_lvm.statements import private_statements
 
 
+POINT = "points."  # stands before the name of a site in that of the parameter which it is
+
+
 class Points(Messenger):
-    """Holds sites at parameters of their names: their log-density becomes a prior's.
+    """Holds sites at parameters: their log-density becomes a prior's.
 
     Args:
         names: Of the sites.
@@ -35,7 +38,7 @@ class Points(Messenger):
 
     def _pyro_sample(self, msg: Site) -> None:
         if msg["name"] in self.names and not msg["is_observed"]:
-            msg["value"] = pyro.param(msg["name"], lambda: draw_or_feasible(msg), constraint=msg["fn"].support)
+            msg["value"] = pyro.param(POINT + msg["name"], lambda: draw_or_feasible(msg), constraint=msg["fn"].support)
             msg["is_observed"] = True
             msg["infer"] = {**msg["infer"], "_deterministic": True}  # no data, which a prediction would draw anew
 
@@ -45,7 +48,7 @@ class EMProgram:
 
     Attributes:
         program: The model and no guide, its parameters in constrained space.
-        points: Latent sites that are parameters with a prior.
+        points: Latent sites that are parameters with a prior, and what these are called.
     """
 
     def __init__(
@@ -66,7 +69,7 @@ class EMProgram:
         unknown = {n: s for n, s in sites.items() if not is_observed(s) and not s["is_observed"]}
         _check_latents(latents, unknown)
         self.points = {
-            name
+            name: POINT + name
             for name, site in unknown.items()
             if site["infer"].get("enumerate") != "parallel"
             and name not in (latents or ())
@@ -75,8 +78,8 @@ class EMProgram:
         for name, site in unknown.items():
             if name not in self.points and site["infer"].get("enumerate") != "parallel":
                 raise ValueError(
-                    f"the latent {name!r} of the rows has no finite support, so that EM cannot sum it out: pass a guide, "
-                    "as in fit_em(model, x, guide=guide)"
+                    f"the latent {name!r} of the rows has no finite support, so that EM cannot sum it out: pass a "
+                    "guide, as in fit_em(model, x, guide=guide)"
                 )
         self.model = Points(self.points)(model) if self.points else model
         self.program = Program(self.model, None, data, example, kwargs, plate)
@@ -111,4 +114,6 @@ def _check_latents(latents: Sequence[str] | None, unknown: Collection[str]) -> N
     if isinstance(latents, str) or not all(isinstance(name, str) for name in latents):
         raise TypeError(f"latents must be a list of names of sites; got {latents!r}")
     if wrong := [name for name in latents if name not in unknown]:
-        raise ValueError(f"latents names {wrong[0]!r}, which is no latent site of the model; those are {sorted(unknown)}")
+        raise ValueError(
+            f"latents names {wrong[0]!r}, which is no latent site of the model; those are {sorted(unknown)}"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import torch
@@ -21,8 +21,9 @@ class Link(NamedTuple):
     inverse: Callable[[Tensor], Tensor]
 
 
+IDENTITY = Link("identity", lambda v: v, lambda v: v)
 _NUMBERS = (
-    Link("identity", lambda v: v, lambda v: v),
+    IDENTITY,
     Link("exp", torch.exp, torch.log),
     Link("sqrt", torch.sqrt, torch.square),
     Link("softplus", torch.nn.functional.softplus, lambda v: v + (-(-v).expm1()).log()),
@@ -37,8 +38,8 @@ _SIMPLICES = (
 )
 _VECTORS = _NUMBERS[:1]
 _MATRICES = (
-    Link("cholesky", lambda v: v.tril() @ v.tril().mT, lambda v: torch.linalg.cholesky(v)),
-    Link("identity", lambda v: v, lambda v: v),
+    Link("cholesky", lambda v: v.tril() @ v.tril().mT, torch.linalg.cholesky),
+    IDENTITY,
     Link("inverse", torch.linalg.inv, torch.linalg.inv),
 )
 
@@ -70,11 +71,18 @@ class Items:
         places = torch.bucketize(index[index >= 0].unique().cpu(), starts, right=True) - 1
         return [list(self.names)[i] for i in places.unique().tolist()]
 
-    def put(self, theta: Theta, items: Tensor) -> dict[str, Tensor]:
-        """The parameters with these items."""
-        sizes = {name: theta[name].numel() // max(1, items[0].numel()) for name in self.names}
-        parts = items.split(list(sizes.values()))
-        return {n: part.reshape(theta[n].shape).to(theta[n]) for n, part in zip(sizes, parts, strict=True)}
+    def of(self, names: Collection[str]) -> Tensor:
+        """Which items belong to these parameters, ``[count]``."""
+        ends = [*list(self.names.values())[1:], self.count]
+        mask = torch.zeros(self.count, dtype=torch.bool)
+        for (name, first), end in zip(self.names.items(), ends, strict=True):
+            mask[first:end] = name in names
+        return mask
+
+    def split(self, items: Tensor, theta: Theta) -> dict[str, Tensor]:
+        """Items by parameter, in the parameters' shapes."""
+        sizes = [theta[name].numel() // max(1, items[0].numel()) for name in self.names]
+        return {n: part.reshape(theta[n].shape) for n, part in zip(self.names, items.split(sizes), strict=True)}
 
 
 class Picked(NamedTuple):

@@ -16,13 +16,14 @@ def weighted_sums(weights: Tensor, statistic: Tensor, places: torch.Size, item_d
     Args:
         weights: ``[*batch]``.
         statistic: Of the observations, ``[*batch, *item]``; it may lack dimensions that the weights have.
-        places: Of as many dimensions as the batch, each of full size or 1.
+        places: Sizes of the last dimensions of the batch, each full or 1.
         item_dim: The dimensions of an item.
 
     Returns:
         ``[*places, *item]``.
     """
-    rank = len(places)
+    wanted, rank = places, max(len(places), weights.dim(), statistic.dim() - item_dim)
+    places = torch.Size([1] * (rank - len(places)) + list(places))
     weights, statistic = (_padded(t.double(), rank + d) for t, d in ((weights, 0), (statistic, item_dim)))
     letters, item = string.ascii_lowercase[:rank], string.ascii_uppercase[:item_dim]
     operands, terms = [], []
@@ -33,7 +34,8 @@ def weighted_sums(weights: Tensor, statistic: Tensor, places: torch.Size, item_d
     out = "".join(x for x, size in zip(letters, places, strict=True) if size > 1 and any(x in t for t in terms))
     result = torch.einsum(f"{terms[0]},{terms[1]}->{out}{item}", *operands)
     shape = [size if x in out else 1 for x, size in zip(letters, places, strict=True)]
-    return result.reshape(*shape, *statistic.shape[rank:]).expand(*places, *statistic.shape[rank:])
+    item_shape = statistic.shape[rank:]
+    return result.reshape(*shape, *item_shape).expand(*places, *item_shape).reshape(*wanted, *item_shape)
 
 
 def scatters(weights: Tensor, deviations: Tensor, places: torch.Size) -> Tensor:
@@ -47,7 +49,9 @@ def scatters(weights: Tensor, deviations: Tensor, places: torch.Size) -> Tensor:
     Returns:
         ``[*places, D, D]``.
     """
-    rank, size = len(places), deviations.shape[-1]
+    wanted, size = places, deviations.shape[-1]
+    rank = max(len(places), weights.dim(), deviations.dim() - 1)
+    places = torch.Size([1] * (rank - len(places)) + list(places))
     weights, deviations = _padded(weights.double(), rank), _padded(deviations.double(), rank + 1)
     full = torch.broadcast_shapes(weights.shape, deviations.shape[:-1])
     kept = [d for d in range(rank) if places[d] > 1]
@@ -57,7 +61,7 @@ def scatters(weights: Tensor, deviations: Tensor, places: torch.Size) -> Tensor:
     rows = rows.permute(*kept, *summed, rank).reshape(-1, *[_product(full, summed)], size)
     each = weights.expand(full).permute(*kept, *summed).reshape(_product(full, kept), -1)
     found = [(rows[0 if alone else i] * w.unsqueeze(-1)).mT @ rows[0 if alone else i] for i, w in enumerate(each)]
-    return torch.stack(found).reshape(*places, size, size)
+    return torch.stack(found).reshape(*wanted, size, size)
 
 
 def _product(sizes: torch.Size, dims: list[int]) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_lvm.em.roles import Picked, Theta, find
+from pyro_lvm.em.roles import IDENTITY, Items, Picked, Theta, find
 from pyro_lvm.families import Family, family_of
 from pyro_lvm.sites import Site
 
@@ -23,6 +24,7 @@ class Use:
         roles: For each argument of the family the items that it is made of; None where it was computed from them.
         params: All parameters on which its log-density depends.
         prior_of: The parameter that it is a prior of, if its value is one.
+        event_dims: Dimensions that stand between those of its plates and of an item.
     """
 
     site: str
@@ -30,6 +32,7 @@ class Use:
     roles: dict[str, Picked | None]
     params: frozenset[str]
     prior_of: str = ""
+    event_dims: int = 0
 
     @property
     def fixed(self) -> bool:
@@ -40,6 +43,18 @@ class Use:
     def picked(self) -> bool:
         """Whether all arguments are items as they are, or constants."""
         return self.family is not None and all(role is not None for role in self.roles.values())
+
+    def index(self, argument: str) -> Tensor:
+        """The number of the item in each place of an argument."""
+        role = self.roles[argument]
+        assert role is not None
+        return role.index
+
+    def given(self, argument: str) -> Use:
+        """The same with this argument for a known number."""
+        items = Items({}, 0, ())
+        known = Picked(items, torch.full((1,), -1), IDENTITY)
+        return replace(self, roles=self.roles | {argument: known})
 
 
 def base(fn: Any) -> tuple[Any, int]:
@@ -52,31 +67,39 @@ def base(fn: Any) -> tuple[Any, int]:
     return fn, dims
 
 
-def use_of(sites: tuple[Site, Site], thetas: tuple[Theta, Theta], leaves: Theta, points: set[str]) -> Use:
+def use_of(sites: tuple[Site, Site], thetas: tuple[Theta, Theta], leaves: Theta, points: Mapping[str, str]) -> Use:
     """How a site uses the parameters, by its distribution under two fillings of them.
 
     Args:
         sites: The site under the one and under the other.
         thetas: The fillings.
         leaves: The first filling again, as the trainable tensors on which the first site was computed.
-        points: The sites whose values are parameters.
+        points: The parameters that are values of sites, by site.
     """
     name = sites[0]["name"]
-    prior_of = name if name in points else ""
-    (first, _), (second, _) = (base(site["fn"]) for site in sites)
+    prior_of = points.get(name, "")
+    (first, event_dims), (second, _) = (base(site["fn"]) for site in sites)
     family = family_of(first)
     roles: dict[str, Picked | None] = {}
     for argument, how in family.arguments.items() if family is not None else ():
-        values = how.read(first), how.read(second)
-        if not values[0].is_floating_point():
-            values = values[0].double(), values[1].double()
+        values = tuple(_floating(how.read(fn)) for fn in (first, second))
         same = values[0].shape == values[1].shape
-        roles[argument] = find(values, thetas, how.item_dim, family.form) if same else None  # type: ignore[union-attr]
+        roles[argument] = find(values, thetas, how.item_dim, family.form) if same else None  # type: ignore[arg-type,union-attr]
+    if family is not None and family.known is not None:
+        argument, rest = family.known
+        role = roles[argument]
+        if role is not None and not role.names:
+            del roles[argument]
+            family = rest
     if family is not None and all(role is not None for role in roles.values()):
         params = {n for role in roles.values() for n in role.names}  # type: ignore[union-attr]
     else:
         params = _depends(sites[0], leaves)
-    return Use(name, family, roles, frozenset(params | {prior_of} - {""}), prior_of)
+    return Use(name, family, roles, frozenset(params | {prior_of} - {""}), prior_of, event_dims)
+
+
+def _floating(value: Tensor) -> Tensor:
+    return value if value.is_floating_point() else value.to(torch.get_default_dtype())
 
 
 def _depends(site: Site, leaves: Theta) -> set[str]:
