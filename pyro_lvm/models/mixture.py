@@ -32,7 +32,7 @@ _PROBABILITIES = {
     constraints.unit_interval: "numbers from 0 to 1",
     constraints.simplex: "non-negative numbers that sum to 1 along the last dimension",
 }
-_SIMPLEX_TOLERANCE = 1e-5
+_SIMPLEX_TOLERANCE = 1e-5  # float32 probabilities of a thousand categories still pass
 _TAKEN = ("z", "rows", "weights")
 
 
@@ -76,7 +76,8 @@ class Mixture(MixtureModule):
 
     Raises:
         TypeError: If a number is not an integer, or `family` no family.
-        ValueError: If a number is not positive, or `family` an unknown name, an empty dictionary or one with names that cannot be used.
+        ValueError: If a number is not positive, or `family` an unknown name, an empty dictionary or one with names that
+            cannot be used.
 
     References:
         G. McLachlan and D. Peel, *Finite Mixture Models* (2000).
