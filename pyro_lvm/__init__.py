@@ -4,6 +4,9 @@ from pyro_lvm import elbo, models, plots
 from pyro_lvm.diagnostics.compare_elbos import compare_elbos
 from pyro_lvm.diagnostics.elbo_comparison import ELBOComparison
 from pyro_lvm.diagnostics.to_arviz import to_arviz
+from pyro_lvm.em.fit_em import fit_em
+from pyro_lvm.em.result import EMResult
+from pyro_lvm.em.run import EMState, NotMonotoneError
 from pyro_lvm.importance import Estimate, Evidence
 from pyro_lvm.result import Result, prior_predictive
 from pyro_lvm.svi.fit import fit
@@ -15,10 +18,13 @@ from pyro_lvm.version import __version__ as __version__
 
 __all__ = [
     "ELBOComparison",
+    "EMResult",
+    "EMState",
     "Estimate",
     "Evidence",
     "FitState",
     "NonFiniteError",
+    "NotMonotoneError",
     "Objective",
     "Result",
     "SVIResult",
@@ -26,6 +32,7 @@ __all__ = [
     "compare_elbos",
     "elbo",
     "fit",
+    "fit_em",
     "load",
     "models",
     "plots",

@@ -152,6 +152,12 @@ class LoaderRows(Batches):
         with self._on_cpu():
             return self._arguments(next(iter(self.loader)))
 
+    def sweep(self) -> Iterator[Batch]:
+        """All batches of a pass of its own."""
+        with self._on_cpu():
+            for batch in self.loader:
+                yield self._arguments(batch), None
+
     def get(self, step: int) -> Batch:
         """The next batch; the loader keeps its own count."""
         with self._on_cpu():

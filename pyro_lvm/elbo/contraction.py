@@ -119,7 +119,7 @@ def responsibilities(trace: poutine.Trace) -> dict[str, Tensor]:
         For each enumerated site, a tensor of its plates' shape with the support on a new last dimension.
     """
     sites = _enumerated_sites(trace)
-    grads, _ = expected_counts(trace, sites, lambda: by_row(log_density(trace), ()))
+    grads, _ = expected_counts(trace, sites, lambda: (by_row(log_density(trace), ())[0], ()))
     dims = {name: count._pyro_dims for name, count in grads.items()}
     result = {}
     for name, site in sites.items():

@@ -53,19 +53,19 @@ def expect(
     sites = sample_sites(trace)
     names = () if row_plate is None else (row_plate.name,)
 
-    def total() -> tuple[Tensor, tuple[Tensor, Tensor | None]]:
+    def total() -> tuple[Tensor, tuple[Tensor, ...]]:
         outside, rows = by_row(log_density(trace, _scale, best=hard), names)
         if rows is None:
-            return outside, (outside, None)
+            return outside, (outside,)
         return outside + (rows.sum() if row_weight is None else rows @ row_weight.to(rows)), (outside, rows)
 
     if any(site["infer"].get("_enumerate_dim") is not None for site in sites.values()):
-        counts, (outside, rows) = expected_counts(trace, sites, total)
+        counts, parts = expected_counts(trace, sites, total)
         weights = {n: _unpacked(sites[n], count) for n, count in counts.items()}
     else:
-        _, (outside, rows) = total()
+        _, parts = total()
         weights = {n: _of_rows(site, row_plate, row_weight) for n, site in sites.items()}
-    return Expectation(rows, outside, weights, trace)
+    return Expectation(parts[1] if len(parts) > 1 else None, parts[0], weights, trace)
 
 
 def _scale(site: Site) -> Any:

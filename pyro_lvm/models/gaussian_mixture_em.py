@@ -68,8 +68,8 @@ class GaussianMixtureSteps(Steps):
             chunk = slice(start, start + moments.num_rows)
             rows = x[chunk].to(centre.device) - centre
             logits = torch.sub(constant, moments.squared_distances(rows), alpha=0.5)
-            row_log_p = logits.logsumexp(1)
-            posterior = weighted = logits.sub_(row_log_p.unsqueeze(1)).exp_()
+            row_log_p, posterior = normalize(logits)
+            weighted = posterior
             if weight is not None:
                 row_weight = weight[chunk].to(row_log_p)
                 row_log_p, weighted = row_log_p * row_weight, posterior * row_weight
@@ -129,8 +129,20 @@ def as_runs(params: Params) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def without_runs(sums: Sums, params: Params) -> Sums:
-    """Drop the dimension of runs if the parameters have none."""
+    """Drops the dimension of runs if the parameters have none."""
     return sums if params["locs"].dim() == 3 else {name: value.squeeze(0) for name, value in sums.items()}
+
+
+def normalize(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The log-sums over components and the responsibilities, `[R, n]` and `[R, K, n]`; uses up the logits.
+
+    Responsibilities near the smallest number of the dtype become zero, for processors are slow below it.
+    """
+    largest = logits.amax(1, keepdim=True)
+    lowest = math.log(torch.finfo(logits.dtype).tiny) + 8
+    posterior = torch.threshold_(logits.sub_(largest), lowest, -math.inf).exp_()
+    total = posterior.sum(1, keepdim=True)
+    return (largest + total.log()).squeeze(1), posterior.div_(total)
 
 
 def colour(scale: Tensor, noise: Tensor) -> Tensor:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_lvm import randomness
+from pyro_lvm.interrupts import interrupts
 from pyro_lvm.svi.checkpoint import Checkpoint
 from pyro_lvm.svi.compiled import CompiledLoop
 from pyro_lvm.svi.loop import EagerLoop
@@ -79,7 +77,7 @@ class Run:
         elif self.kept is not None:
             self._save()
         with (
-            _interrupts() as interrupted,
+            interrupts() as interrupted,
             tqdm(total=self.num_steps, initial=self.step, disable=not progress, unit=" steps") as bar,
         ):
             while not self.finished and not interrupted():
@@ -138,23 +136,3 @@ class Run:
         self.step, self.validation = len(state["losses"]), state["validation"]
         self._losses[: self.step] = state["losses"]
         self.seconds, self.finished, self.compiled = state["seconds"], state["finished"], state["loop"]["compiled"]
-
-
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C between steps instead of within one; a second Ctrl-C acts at once."""
-    asked = False
-
-    def handler(number: int, frame: Any) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, before)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)

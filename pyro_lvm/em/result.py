@@ -1,0 +1,61 @@
+"""The result of expectation maximisation."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pyro_lvm.em.program import POINT
+from pyro_lvm.params import Values
+from pyro_lvm.program import Program
+from pyro_lvm.result import Result
+
+
+class EMResult(Result):
+    """A model fitted by :func:`pyro_lvm.fit_em`.
+
+    Attributes:
+        objective: What was maximised, in nats, at the start of each iteration and at the end, ``[num_iter + 1]``.
+        objective_name: What that is: "log-likelihood", "log-posterior", "classification log-likelihood".
+        num_iter: Iterations taken.
+        segments: The iterations at which components without rows were given new ones: from there the objective starts
+            anew.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        values: Values,
+        *,
+        objective: Tensor,
+        objective_name: str,
+        latents: dict[str, str],
+        rules: dict[str, str],
+        segments: list[int],
+        seconds: float,
+        converged: bool,
+        seed: int,
+    ) -> None:
+        self.objective, self.objective_name, self.segments = objective, objective_name, segments
+        self.num_iter = len(objective) - 1
+        self._latents_by, self._rules = latents, rules
+        super().__init__(program, values, num_steps=self.num_iter, seconds=seconds, converged=converged, seed=seed)
+        self.params = {name.removeprefix(POINT): value for name, value in self.params.items()}
+
+    def summary(self) -> str:
+        """How each latent was dealt with, and which rule each parameter followed."""
+        rows = [("latent", name, how) for name, how in self._latents_by.items()]
+        rows += [("parameter", name.removeprefix(POINT), rule) for name, rule in self._rules.items()]
+        widths = [max(len(row[i]) for row in rows) for i in range(2)] if rows else [0, 0]
+        return "\n".join(f"{kind:<{widths[0]}}  {name:<{widths[1]}}  {how}" for kind, name, how in rows)
+
+    def __str__(self) -> str:
+        state = "converged" if self.converged else "not converged: more iterations would help"
+        return "\n".join(
+            [
+                f"{self.num_iter:,} iterations of EM in {self.seconds:.1f} s, {state}",
+                f"{self.objective_name} {self.objective[-1]:.4f} nats",
+                self.summary(),
+            ]
+        )
+
+    __repr__ = __str__
