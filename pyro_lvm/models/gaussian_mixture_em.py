@@ -15,6 +15,7 @@ from pyro_lvm.models._steps import Params, Steps, Sums
 __all__ = ["GaussianMixtureSteps"]
 
 _TINY = torch.finfo(torch.float64).tiny
+_ROUNDINGS = 10  # a variance of so few rounding errors is none
 _NUM_ENTRIES = 2**20  # of a buffer: what the caches of a processor hold
 _NUM_ENTRIES_OF_ACCELERATORS = 2**24
 _MIN_ROWS, _MAX_ROWS = 64, 4096
@@ -87,17 +88,20 @@ class GaussianMixtureSteps(Steps):
             sums[name].reshape(old.shape) for name, old in (("counts", weights), ("first", locs), ("second", scale))
         )
         shift = first / counts.clamp_min(_TINY).unsqueeze(-1)
-        update = _update_matrices if scale.dim() == 4 else _update_scales
-        result = (
-            counts / counts.sum(-1, keepdim=True),
-            locs + colour(scale, shift),
-            update(scale, counts, shift, second, self.floor),
-        )
-        names = ("weights", "locs", "scale_tril" if scale.dim() == 4 else "scale")
-        return {
-            name: value.reshape(params[name].shape).to(params[name].dtype)
-            for name, value in zip(names, result, strict=True)
+        full = scale.dim() == 4
+        square = shift.unsqueeze(-1) * shift.unsqueeze(-2) if full else shift.square()
+        count = (counts[..., None, None] if full else counts.unsqueeze(-1)).expand_as(square)
+        total = count.sum_to_size(second.shape).clamp_min(_TINY)
+        about_old = second / total
+        moment = about_old - (count * square).sum_to_size(second.shape) / total
+        noise = _ROUNDINGS * torch.finfo(params["locs"].dtype).eps * about_old
+        new_scale, regular = (_scale_trils if full else _scales)(scale, moment, noise, self.floor)
+        result = {
+            "weights": counts / counts.sum(-1, keepdim=True),
+            "locs": locs + colour(scale, shift),
+            "scale_tril" if full else "scale": new_scale.where(regular & (total > _TINY), scale),
         }
+        return {name: value.reshape(params[name].shape).to(params[name].dtype) for name, value in result.items()}
 
 
 def kind_of(params: Params) -> str:
@@ -163,25 +167,22 @@ def log_constant(locs: Tensor, scale: Tensor) -> Tensor:
     return -scales.expand_as(locs).log().sum(-1) - 0.5 * locs.shape[-1] * math.log(2 * math.pi)
 
 
-def _update_matrices(scale: Tensor, counts: Tensor, shift: Tensor, second: Tensor, floor: float) -> Tensor:
-    total = counts[..., None, None].sum_to_size(*second.shape[:2], 1, 1)
-    outer = shift.unsqueeze(-1) * shift.unsqueeze(-2)
-    moment = (second - (counts[..., None, None] * outer).sum_to_size(second.shape)) / total.clamp_min(_TINY)
+def _scale_trils(scale: Tensor, moment: Tensor, noise: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """Factors of the covariances, and whether these are regular; `moment` is in units of the old ones."""
     if floor > 0:
         variances, axes = torch.linalg.eigh(scale @ moment @ scale.mT)
         scale_tril, info = torch.linalg.cholesky_ex(axes * variances.clamp_min(floor).unsqueeze(-2) @ axes.mT)
-    else:
-        factor, info = torch.linalg.cholesky_ex(moment)
-        scale_tril = scale @ factor
-    return scale_tril.where((total > 0) & (info == 0)[..., None, None], scale)
+        return scale_tril, (info == 0)[..., None, None]
+    factor, info = torch.linalg.cholesky_ex(moment)
+    pivots, least = (matrix.diagonal(dim1=-2, dim2=-1) for matrix in (factor, noise))
+    regular = (info == 0) & (pivots.square() > least).all(-1)
+    return scale @ factor, regular[..., None, None]
 
 
-def _update_scales(scale: Tensor, counts: Tensor, shift: Tensor, second: Tensor, floor: float) -> Tensor:
-    counts = counts.unsqueeze(-1).expand_as(shift)
-    total = counts.sum_to_size(second.shape)
-    moment = (second - (counts * shift.square()).sum_to_size(second.shape)) / total.clamp_min(_TINY)
+def _scales(scale: Tensor, moment: Tensor, noise: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """Standard deviations, and whether they are regular; `moment` is in units of the old variances."""
     variance = (scale.square() * moment).clamp_min(floor)
-    return variance.sqrt().where((total > 0) & (variance > 0), scale)
+    return variance.sqrt(), (variance > 0) if floor > 0 else (moment > noise)
 
 
 class _Moments(ABC):
