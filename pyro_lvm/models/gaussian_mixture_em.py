@@ -189,7 +189,7 @@ class _Moments(ABC):
     """Squared distances of rows from the locs and sums of squares and products, in units of the covariances."""
 
     def __init__(self, locs: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
-        self.locs, self.scale, self.dtype = locs, scale, dtype
+        self.locs = locs.to(dtype)
         self.second = torch.zeros_like(scale)
         R, K, D = locs.shape
         on_cpu = locs.device.type == "cpu"
@@ -259,12 +259,11 @@ class _Diagonal(_Moments):
     def __init__(self, locs: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
         super().__init__(locs, scale, dtype)
         self.precision = scale.reciprocal().to(dtype).unsqueeze(-1)
-        self.centres = locs.to(dtype).unsqueeze(-1)
-        self.buffer = self.centres.new_empty(locs.numel() * self.num_rows)
+        self.buffer = self.locs.new_empty(locs.numel() * self.num_rows)
 
     def squared_distances(self, rows: Tensor) -> Tensor:
         self.squares = self.buffer[: self.locs.numel() * len(rows)].view(*self.locs.shape, -1)
-        torch.sub(rows.T.contiguous(), self.centres, out=self.squares).mul_(self.precision).square_()
+        torch.sub(rows.T.contiguous(), self.locs.unsqueeze(-1), out=self.squares).mul_(self.precision).square_()
         return self.squares.sum(2)
 
     def add(self, posterior: Tensor, weighted: Tensor) -> None:
@@ -275,10 +274,9 @@ class _Spherical(_Moments):
     def __init__(self, locs: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
         super().__init__(locs, scale, dtype)
         self.precision = scale.reciprocal().to(dtype)
-        self.centres = locs.to(dtype).flatten(0, 1)
 
     def squared_distances(self, rows: Tensor) -> Tensor:
-        distances = _cdist(self.centres, rows).view(*self.locs.shape[:2], -1)
+        distances = _cdist(self.locs.flatten(0, 1), rows).view(*self.locs.shape[:2], -1)
         self.squares = distances.mul_(self.precision).square_()
         return self.squares
 
