@@ -94,6 +94,7 @@ class Data:
         rows: Positions of the arguments that have rows, instead of the rule above.
         device: Where to put the tensors; where they are, if None.
         what: How errors call them.
+        missing: Whether entries may be NaN, for missing.
 
     Raises:
         ValueError: for entries that are not finite, for row arguments of unequal length, and for no rows at all.
@@ -106,10 +107,11 @@ class Data:
         rows: Sequence[int] | None = None,
         device: torch.device | str | None = None,
         what: str = "data",
+        missing: bool = False,
     ) -> None:
         tensors = [as_tensor(a, f"{what} argument {i}") for i, a in enumerate(args)]
         for i, tensor in enumerate(tensors):
-            check_finite(tensor, f"{what} argument {i}")
+            check_finite(tensor.nan_to_num() if missing else tensor, f"{what} argument {i}")
         if device is not None:
             tensors = [t.to(device) if isinstance(t, Tensor) else t for t in tensors]
         self.args: tuple[Any, ...] = tuple(tensors)

@@ -194,9 +194,7 @@ class ConstrainedParameters(Parameters):
 
     def __init__(self, parameters: Parameters) -> None:
         self.__dict__.update(vars(parameters))
-        places = {
-            (id(tensors), leaf): name for name in self._in_module for tensors, leaf in self._places[name]
-        }
+        places = {(id(tensors), leaf): name for name in self._in_module for tensors, leaf in self._places[name]}
         parts = [part for module in self.modules for part in module.modules() if isinstance(part, PyroModule)]
         self._declared = [
             (part._pyro_params, name)
@@ -208,7 +206,7 @@ class ConstrainedParameters(Parameters):
     def start(self) -> dict[str, Tensor]:
         """Copies of the values that the user's modules and ``pyro.param`` statements hold now."""
         values = self.constrained_from(super().start())
-        return {n: _without_rounded_zeros(v) if _is_simplex(self.constraints[n]) else v for n, v in values.items()}
+        return {n: _without_rounded_zeros(v) if is_simplex(self.constraints[n]) else v for n, v in values.items()}
 
     def constrained_from(self, values: Values) -> dict[str, Tensor]:
         """Constrained values of unconstrained ones."""
@@ -240,7 +238,8 @@ class ConstrainedParameters(Parameters):
                 declared[name] = held
 
 
-def _is_simplex(constraint: constraints.Constraint) -> bool:
+def is_simplex(constraint: constraints.Constraint) -> bool:
+    """Whether a constraint is that of probabilities."""
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
     return constraint is constraints.simplex

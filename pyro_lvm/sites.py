@@ -75,6 +75,7 @@ def prior_trace(model: Callable, *args: Any, **kwargs: Any) -> poutine.Trace:
 
 
 def draw_or_feasible(site: Site) -> Tensor:
+    """A draw of a site's distribution, or a value that it takes, where it is improper."""
     try:
         return site["fn"].sample(*site["args"], **site["kwargs"]).detach()
     except NotImplementedError:

@@ -66,7 +66,9 @@ def log_density(
             factor = over_plates(site, factor).value if isinstance(factor, Tensor) else factor
             terms.append(term._replace(value=term.value * factor))
     common = _common_scale([scale(f.site) for f in mixed])
-    for plates, contracted in contract_tensor_tree(_by_plates(mixed), sum_dims, ring=MapRing() if best else _ring()).items():
+    for plates, contracted in contract_tensor_tree(
+        _by_plates(mixed), sum_dims, ring=MapRing() if best else _ring()
+    ).items():
         for log_prob in contracted:
             term = _unpacked(trace, log_prob, plates)
             terms.append(term._replace(value=term.value * common))

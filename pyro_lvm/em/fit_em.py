@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -9,16 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
 from pyro_lvm import randomness
 from pyro_lvm.batches import LoaderRows
 from pyro_lvm.checks import check_count, check_model, check_seed
 from pyro_lvm.data import Data, check_weight
+from pyro_lvm.em.fused import FusedSteps
 from pyro_lvm.em.generic import GenericSteps
 from pyro_lvm.em.program import EMProgram
 from pyro_lvm.em.result import EMResult
-from pyro_lvm.em.run import EMState, Rows, Run
+from pyro_lvm.em.run import EMState, Rows, Run, Theta
+from pyro_lvm.em.starts import other_start
+from pyro_lvm.interrupts import interrupts
 from pyro_lvm.modules import awaits_start, unchanged_if_it_fails
+from pyro_lvm.params import ConstrainedParameters
+from pyro_lvm.program import Program
 from pyro_lvm.svi.initial import initial_values
 
 _E_STEPS = ("auto", "exact", "hard")
@@ -30,11 +37,13 @@ def fit_em(
     e_step: str = "auto",
     max_iter: int = 200,
     tol: float = 1e-6,
+    num_restarts: int = 1,
     batch_size: int | None = None,
     plate: str | None = None,
     rows: Sequence[int] | None = None,
     sample_weight: Any = None,
     latents: Sequence[str] | None = None,
+    missing: bool = False,
     model_kwargs: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callable[[EMState], Any]] = (),
     init: Any = None,
@@ -52,14 +61,18 @@ def fit_em(
             it marks them or not. Its continuous latents outside the row plate are parameters with a prior, so that
             the fit is a posterior mode.
         data: Arguments of the model: tensors, arrays, data frames, lists of numbers, or one ``DataLoader``.
-        e_step: "exact" (which "auto" means), or "hard": each row counts with its best states alone.
+        e_step: "exact", "hard" (each row counts with its best states alone), or "auto": the steps that a model brings
+            along, as :class:`pyro_lvm.models.GaussianMixture` does, and else "exact".
         max_iter: The most iterations.
         tol: The gain below which the fit has converged, in nats a row.
+        num_restarts: How many starts; the result is that of the best. The first is where the parameters are, others are
+            made by the model's ``initialize``, or by k-means++ clusters of the rows where it is a mixture, or by noise.
         batch_size: Rows at a time in each sweep over all rows. The result does not depend on it, the memory does.
         plate: The name of the plate that the rows index, where it must be named.
         rows: Positions of the data arguments that have rows, where they cannot be told by their length.
         sample_weight: One weight for each row, ``[N]``.
         latents: The continuous sites that are latents and not parameters.
+        missing: Whether entries that are NaN are missing, and integrated out, by models that can.
         model_kwargs: Keyword arguments of the model.
         callbacks: Called after each iteration with an :class:`EMState`; a true answer ends the fit.
         init: Constrained starting values by name, or a result whose parameters to start from.
@@ -88,46 +101,108 @@ def fit_em(
         [1.0, 10.0]
     """
     check_model(model, model_kwargs, plate)
-    max_iter, seed = check_count("max_iter", max_iter), check_seed(seed)
-    batch_size = None if batch_size is None else check_count("batch_size", batch_size)
+    max_iter, num_restarts = check_count("max_iter", max_iter), check_count("num_restarts", num_restarts)
+    seed, batch_size = check_seed(seed), None if batch_size is None else check_count("batch_size", batch_size)
+    _check_options(e_step, tol, callbacks, progress)
+    loader = data[0] if len(data) == 1 and isinstance(data[0], DataLoader) else None
+    owner: Any = getattr(model, "__self__", model)
+    fused = e_step == "auto" and hasattr(owner, "em_steps")
+    if missing and not (fused and "missing" in inspect.signature(owner.em_steps).parameters):
+        raise ValueError(
+            "missing=True needs a model that integrates missing entries, as lvm.models.GaussianMixture does"
+        )
+    began = time.perf_counter()
+    with randomness.seeded(seed), unchanged_if_it_fails(model):
+        held = Data(LoaderRows(loader, None).first()) if loader is not None else Data(data, rows, missing=missing)
+        held.complete = loader is None
+        weight = check_weight(sample_weight, held.num_rows)
+        complete = Data(tuple(_filled(a) for a in held.args), rows) if missing else held
+        if (waiting := awaits_start(model)) is not None:
+            waiting.initialize(*complete.args)
+            waiting.initialized = True
+        example = None if batch_size is None else complete.take(slice(0, batch_size))
+        batches, total = _batches(held, weight, batch_size, loader)
+        if fused:
+            program = Program(model, None, complete, example, model_kwargs, plate)
+            program.parameters = ConstrainedParameters(program.parameters)
+        else:
+            em = EMProgram(model, complete, latents, model_kwargs, plate, example)
+            program = em.program
+        if batch_size is not None or loader is not None:
+            program.check_minibatches()
+        theta = program.parameters.start() | initial_values(program, init)
+        with interrupts() as interrupted, tqdm(disable=not progress, unit=" iterations") as bar:
+            options = (max_iter, tol, total, callbacks)
+            if fused:
+                own = owner.em_steps(*held.args, **({"missing": True} if missing else {}))
+                steps: Any = FusedSteps(own, batches)
+                starts = [theta, *_own_starts(owner, program, complete, num_restarts - 1, seed)]
+                runs = [Run(steps, _stacked(starts), *options)]
+                latent_rules, rules = {n: "the model's own E-step" for n in program.sites.enumerated}, {}
+            else:
+                one_batch = batch_size is None and loader is None
+                steps = GenericSteps(em, theta, batches, total, one_batch, e_step == "hard")
+                starts = [theta, *(other_start(steps, theta, seed + i) for i in range(1, num_restarts))]
+                runs = [Run(steps, start, *options) for start in starts]
+                how = "enumerated, its best state" if steps.hard else "enumerated"
+                latent_rules, rules = dict.fromkeys(program.sites.enumerated, how), steps.plan.rules
+            for run in runs:
+                run.finish(interrupted, bar)
+        objective, theta, restarts = _best(runs)
+        program.parameters.write(theta)
+        return EMResult(
+            program,
+            theta,
+            objective=objective,
+            objective_name=steps.objective_name,
+            restarts=restarts,
+            latents=latent_rules,
+            rules=rules or dict.fromkeys(theta, "the model's own M-step"),
+            missing=missing,
+            seconds=time.perf_counter() - began,
+            converged=all(run.converged for run in runs),
+            seed=seed,
+        )
+
+
+def _check_options(e_step: Any, tol: Any, callbacks: Any, progress: Any) -> None:
     if e_step not in _E_STEPS:
         raise ValueError(f"e_step must be one of {list(_E_STEPS)}; got {e_step!r}")
     if isinstance(tol, bool) or not isinstance(tol, int | float) or not tol >= 0:
         raise ValueError(f"tol must be a number that is not negative, in nats a row; got {tol!r}")
-    loader = data[0] if len(data) == 1 and isinstance(data[0], DataLoader) else None
-    with randomness.seeded(seed), unchanged_if_it_fails(model):
-        began = time.perf_counter()
-        held = Data(LoaderRows(loader, None).first()) if loader is not None else Data(data, rows)
-        held.complete = loader is None
-        weight = check_weight(sample_weight, held.num_rows)
-        if (owner := awaits_start(model)) is not None:
-            owner.initialize(*held.args)
-            owner.initialized = True
-        example = None if batch_size is None else held.take(slice(0, batch_size))
-        em = EMProgram(model, held, latents, model_kwargs, plate, example)
-        program = em.program
-        if batch_size is not None or loader is not None:
-            program.check_minibatches()
-        batches, total = _batches(held, weight, batch_size, loader)
-        theta = program.parameters.start() | initial_values(program, init)
-        steps = GenericSteps(em, theta, batches, total, batch_size is None and loader is None, e_step == "hard")
-        run = Run(steps, theta, max_iter, tol, total, list(callbacks))
-        run.finish(progress)
-        program.parameters.write(run.theta)
-        return EMResult(
-            program,
-            run.theta,
-            objective=torch.tensor(run.objective, dtype=torch.float64),
-            objective_name=steps.objective_name,
-            latents={
-                name: "enumerated, its best state" if steps.hard else "enumerated" for name in program.sites.enumerated
-            },
-            rules=steps.plan.rules,
-            segments=[],
-            seconds=time.perf_counter() - began,
-            converged=run.converged,
-            seed=seed,
-        )
+    if not isinstance(callbacks, list | tuple) or not all(callable(c) for c in callbacks):
+        raise TypeError("callbacks must be a list of functions of the state of EM")
+    if not isinstance(progress, bool):
+        raise TypeError(f"progress must be True or False; got {progress!r}")
+
+
+def _filled(argument: Any) -> Any:
+    """Rows with the means of their columns in place of missing entries."""
+    if not isinstance(argument, Tensor) or not argument.is_floating_point():
+        return argument
+    return torch.where(argument.isnan(), argument.nanmean(0).nan_to_num(), argument)
+
+
+def _own_starts(owner: Any, program: Program, data: Data, count: int, seed: int) -> Iterator[Theta]:
+    """Starts that a model makes from the data by itself."""
+    for i in range(1, count + 1):
+        owner.initialize(*data.args, seed=seed + i)
+        yield program.parameters.start()
+
+
+def _stacked(starts: list[Theta]) -> Theta:
+    return starts[0] if len(starts) == 1 else {n: torch.stack([start[n] for start in starts]) for n in starts[0]}
+
+
+def _best(runs: list[Run]) -> tuple[Tensor, Theta, Tensor]:
+    """The objective and the parameters of the best run, and the objective that each has reached."""
+    if runs[0].objective.dim() == 2:
+        reached = runs[0].objective[-1]
+        best = int(reached.argmax())
+        return runs[0].objective[:, best], {n: v[best] for n, v in runs[0].theta.items()}, reached
+    reached = torch.stack([run.objective[-1] for run in runs])
+    chosen = runs[int(reached.argmax())]
+    return chosen.objective, chosen.theta, reached
 
 
 def _batches(

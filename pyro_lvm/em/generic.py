@@ -55,11 +55,11 @@ class GenericSteps:
             return "classification log-likelihood"
         return "log-posterior" if self.program.points else "log-likelihood"
 
-    def sweep(self, theta: Theta) -> tuple[float, Sums]:
+    def sweep(self, theta: Theta) -> tuple[Tensor, Sums]:
         """The objective at ``theta``, and sums over all rows."""
-        value, sums = 0.0, dict[str, Tensor]()
+        value, sums = torch.zeros((), dtype=torch.float64), dict[str, Tensor]()
         for i, (args, weight, expectation) in enumerate(self._expectations(theta)):
-            value += float(expectation.objective(weight)) + (float(expectation.outside) if i == 0 else 0.0)
+            value = value + expectation.objective(weight) + (expectation.outside if i == 0 else 0.0)
             for key, part in self.m_step.sums(args, expectation).items():
                 sums[key] = add(sums[key], part) if key in sums else part
         return value, sums
@@ -68,14 +68,18 @@ class GenericSteps:
         """The next parameters; the first time, closed forms are tried against the slope of Q."""
         if not self._tried:
             self._tried = True
-            self._check_closed_forms(theta, found)
+            late = self.plan.late_params
+            self._give_up(self.m_step.closed(found, theta), theta, set(self.plan.closed) - late)
+            self._give_up(self._m_step(theta, found), theta, set(self.plan.closed) & late)
+        return self._m_step(theta, found)
+
+    def _m_step(self, theta: Theta, found: Sums) -> Theta:
         return self.m_step(theta, found, lambda: self._batches_at(theta))
 
-    def _check_closed_forms(self, theta: Theta, sums: Sums) -> None:
-        new = self.m_step.closed(sums, theta)
-        names = [n for n in self.plan.closed if not (new[n] == 0).any()]  # zero is on the boundary
-        slopes = self.m_step.gradient(names, new, self._batches_at(theta))
-        for name, slope in slopes.items():
+    def _give_up(self, new: Theta, theta: Theta, names: set[str]) -> None:
+        """Leave parameters to a search if Q still rises at what should be its maximum; zero is on a boundary."""
+        asked = [name for name in names if not (new[name] == 0).any()]
+        for name, slope in self.m_step.gradient(asked, new, self._batches_at(theta)).items() if asked else ():
             if not slope.abs().max() <= _FLAT[slope.dtype] * self.num_rows:
                 self.plan.give_up(name, "its closed form is no maximum of Q")
 
@@ -94,9 +98,10 @@ class GenericSteps:
         return found
 
     def _make(self, theta: Theta) -> Iterator[tuple[tuple, Tensor | None, Expectation]]:
-        plate = self.program.program.sites.row_plate
-        for args, weight in self.batches():
-            with torch.no_grad():
-                trace = self.program.trace(theta, args)
-                expectation = expect(trace, plate, weight, self.hard)
-            yield args, weight, expectation
+        return ((args, weight, self.expect(theta, args, weight)) for args, weight in self.batches())
+
+    def expect(self, theta: Theta, args: tuple, weight: Tensor | None) -> Expectation:
+        """The E-step on some rows."""
+        with torch.no_grad():
+            trace = self.program.trace(theta, args)
+            return expect(trace, self.program.program.sites.row_plate, weight, self.hard)

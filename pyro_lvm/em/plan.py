@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.distributions import constraints
 
 from pyro_lvm.em.forms import Dirichlet, Form, Ratio, Simplex, Values
 from pyro_lvm.em.pairs import Matched, MultivariateNormal, Normal
 from pyro_lvm.em.priors import pseudo_sums
 from pyro_lvm.em.program import EMProgram
 from pyro_lvm.em.roles import IDENTITY, Items, Link, Theta
-from pyro_lvm.em.use import Use, use_of
+from pyro_lvm.em.use import Use, base, use_of
 from pyro_lvm.sites import sample_sites
 
 NUMERIC, LEAST_SQUARES, UNUSED = "L-BFGS on Q", "weighted least squares", "not used"
@@ -35,6 +36,8 @@ _LOC_FORMS = ("normal", "multivariate_normal")
 _MATCHED_FORMS = ("gamma", "beta", "negative_binomial")
 
 Claim = tuple[str, str, Link]  # form, argument and what stands between the parameter and the argument
+AFFINE: Claim = ("normal", "loc", Link("affine", lambda v: v, lambda v: v))
+_SHARE = 0.3
 
 
 class Plan:
@@ -56,7 +59,8 @@ class Plan:
         self.program, self.theta = program, dict(theta)
         self._last = args, self._look(args)
         uses = self._last[1]
-        claims = {name: _claims(name, uses) for name in theta}
+        affine = self._affine_locs(uses, args)
+        claims = {name: _claims(name, uses, affine) for name in theta}
         self.links = {name: c[0][2] for name, c in claims.items() if len(c) == 1}
         self._arguments = {name: c[0][:2] for name, c in claims.items() if len(c) == 1}
         self.rules = {name: self._rule(name, c) for name, c in claims.items()}
@@ -92,6 +96,31 @@ class Plan:
             second = sample_sites(self.program.trace(thetas[1], args))
         return {n: use_of((first[n], second[n]), thetas, leaves, self.program.points) for n in first}
 
+    def _affine_locs(self, uses: dict[str, Use], args: tuple[Any, ...]) -> dict[str, set[str]]:
+        """The sites whose loc is an affine function of parameters, as in a regression, and these parameters."""
+        asked = [
+            u for u in uses.values() if u.family is not None and u.family.form == "normal" and u.roles["loc"] is None
+        ]
+        if not asked:
+            return {}
+        real = {n for n, c in self.program.program.parameters.constraints.items() if _is_real(c)}
+        one, other = self.program.filling(1, self.theta), self.program.filling(2, self.theta)
+        leaves = {n: v.clone().requires_grad_() for n, v in one.items()}
+        ends = leaves, one | {n: other[n] for n in real}
+        between = one | {n: (1 - _SHARE) * one[n] + _SHARE * other[n] for n in real}
+        with torch.enable_grad():
+            traces = [self.program.trace(theta, args) for theta in (*ends, between)]
+        found = {}
+        for use in asked:
+            first, last, middle = (base(t.nodes[use.site]["fn"])[0].loc for t in traces)
+            grads = torch.autograd.grad(first.sum(), list(leaves.values()), allow_unused=True, retain_graph=True)
+            moving = {n for n, g in zip(leaves, grads, strict=True) if g is not None}
+            straight = (1 - _SHARE) * first + _SHARE * last
+            tolerance = 100 * torch.finfo(middle.dtype).eps * (first.abs().max() + last.abs().max())
+            if moving <= real and (middle - straight).abs().max() <= tolerance:
+                found[use.site] = moving
+        return found
+
     def users(self, key: str, argument: str) -> set[str]:
         """The parameters that stand for an argument of a form."""
         return {name for name, used in self._arguments.items() if used == (key.split()[0], argument)}
@@ -104,6 +133,11 @@ class Plan:
         axis = sites.row_plate.dim - use.event_dims
         indices = [role.index for role in use.roles.values() if role is not None]
         return any(index.dim() >= -axis and index.shape[axis] > 1 for index in indices)
+
+    @property
+    def late_params(self) -> set[str]:
+        """The parameters of scales that are found about such a loc."""
+        return {name for use in self._last[1].values() if self.is_late(use) for name in use.params}
 
     def is_late(self, use: Use) -> bool:
         """Whether its scale is found about a loc that is found first, and not in closed form."""
@@ -139,6 +173,8 @@ class Plan:
     def _rule(self, name: str, claims: list[Claim]) -> str:
         if any(not form for form, *_ in claims):
             return NUMERIC
+        if AFFINE in claims and all(claim[:2] == AFFINE[:2] for claim in claims):
+            return LEAST_SQUARES
         if len(claims) > 1:
             return f"{NUMERIC}, for it is used in {len(claims)} ways"
         return _RULES[claims[0][:2]] if claims else UNUSED
@@ -149,6 +185,8 @@ class Plan:
         trace = None
         for use in uses.values():
             name = use.prior_of
+            if name and self.rules[name] == LEAST_SQUARES and not (use.fixed and _is_normal(use)):
+                self.give_up(name, "its prior is not normal")
             if not name or self.rules[name] not in _RULES.values():
                 continue
             if trace is None:
@@ -179,11 +217,30 @@ class Plan:
                     self.give_up(name, "the other parameter of its family is not free")
 
 
-def _claims(name: str, uses: dict[str, Use]) -> list[Claim]:
-    """In what ways sites use a parameter; an empty form for what is no picking of items."""
+def _is_real(constraint: constraints.Constraint) -> bool:
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return constraint is constraints.real
+
+
+def _is_normal(use: Use) -> bool:
+    return use.family is not None and use.family.form in _LOC_FORMS
+
+
+def _claims(name: str, uses: dict[str, Use], affine: dict[str, set[str]]) -> list[Claim]:
+    """In what ways sites use a parameter; an empty form for what is no picking of items.
+
+    Args:
+        name: Of the parameter.
+        uses: All uses.
+        affine: The parameters in which the loc of a site is affine, by site.
+    """
     claims: dict[Claim, None] = {}
     for use in uses.values():
         if name not in use.params or use.prior_of == name:
+            continue
+        if name in affine.get(use.site, ()):
+            claims[AFFINE] = None
             continue
         arguments = [a for a, role in use.roles.items() if role is not None and name in role.names]
         alone = use.family is not None and use.family.form in _LOC_FORMS and arguments not in ([], ["loc"])

@@ -21,7 +21,6 @@ from pyro_lvm.program import Program
 from pyro_lvm.sites import Site, draw_or_feasible, find_row_plate, is_observed, prior_trace, sample_sites
 from pyro_lvm.statements import private_statements
 
-
 POINT = "points."  # stands before the name of a site in that of the parameter which it is
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from pyro_lvm.em.program import POINT
@@ -17,8 +19,7 @@ class EMResult(Result):
         objective: What was maximised, in nats, at the start of each iteration and at the end, ``[num_iter + 1]``.
         objective_name: What that is: "log-likelihood", "log-posterior", "classification log-likelihood".
         num_iter: Iterations taken.
-        segments: The iterations at which components without rows were given new ones: from there the objective starts
-            anew.
+        restarts: The objective that each start has reached, ``[num_restarts]``.
     """
 
     def __init__(
@@ -30,16 +31,26 @@ class EMResult(Result):
         objective_name: str,
         latents: dict[str, str],
         rules: dict[str, str],
-        segments: list[int],
+        restarts: Tensor,
+        missing: bool,
         seconds: float,
         converged: bool,
         seed: int,
     ) -> None:
-        self.objective, self.objective_name, self.segments = objective, objective_name, segments
+        self.objective, self.objective_name, self.restarts = objective, objective_name, restarts
+        self._missing = missing
         self.num_iter = len(objective) - 1
         self._latents_by, self._rules = latents, rules
         super().__init__(program, values, num_steps=self.num_iter, seconds=seconds, converged=converged, seed=seed)
         self.params = {name.removeprefix(POINT): value for name, value in self.params.items()}
+
+    def _arguments(self, given: tuple[Any, ...], needs_rows: bool = True) -> tuple[Any, ...]:
+        if self._missing and not given and needs_rows:
+            raise ValueError(
+                "the fitted rows have missing entries: pass complete rows, or ask the model, by impute(x) and "
+                "observed_log_prob(x)"
+            )
+        return super()._arguments(given, needs_rows)
 
     def summary(self) -> str:
         """How each latent was dealt with, and which rule each parameter followed."""

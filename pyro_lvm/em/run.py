@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-
-from pyro_lvm.interrupts import interrupts
 
 Theta = dict[str, Tensor]
 Rows = tuple[tuple[Any, ...], Tensor | None]  # arguments of the model for some rows, and the weights of these
@@ -39,8 +36,8 @@ class Steps(Protocol):
 
     objective_name: str
 
-    def sweep(self, theta: Theta) -> tuple[float, Any]:
-        """The objective at ``theta``, in nats, and what the M-step needs to know."""
+    def sweep(self, theta: Theta) -> tuple[Tensor, Any]:
+        """The objective at ``theta``, in nats, and what the M-step needs to know; of several runs at once, ``[R]``."""
 
     def maximize(self, theta: Theta, found: Any) -> Theta:
         """The next parameters."""
@@ -62,15 +59,20 @@ class NotMonotoneError(RuntimeError):
 
 
 class Run:
-    """One run of EM from one start.
+    """EM from one start, or from several at once.
 
     Args:
         steps: What an iteration does.
-        theta: Where it starts.
+        theta: Where it starts; with several starts, every parameter has them in its first dimension.
         max_iter: The most iterations.
         tol: The gain below which it has converged, in nats a row.
         num_rows: N, or the total weight.
         callbacks: Called after each iteration; a true answer ends the run.
+
+    Attributes:
+        theta: The parameters now.
+        objective: At the start and after each iteration, ``[num_iter + 1]`` or ``[num_iter + 1, R]``.
+        converged: Whether the last iteration gained less than the tolerance, in every run.
     """
 
     def __init__(
@@ -80,34 +82,39 @@ class Run:
         max_iter: int,
         tol: float,
         num_rows: float,
-        callbacks: list[Callable[[EMState], Any]],
+        callbacks: Sequence[Callable[[EMState], Any]] = (),
     ) -> None:
         self.steps, self.theta, self.max_iter, self.tol = steps, theta, max_iter, tol
         self.num_rows, self.callbacks = num_rows, callbacks
-        self.objective: list[float] = []
+        self._values: list[Tensor] = []
         self.converged = False
 
-    def finish(self, progress: bool) -> None:
-        """All iterations that are left."""
-        with interrupts() as interrupted, tqdm(total=self.max_iter, disable=not progress, unit=" iterations") as bar:
-            value, found = self.steps.sweep(self.theta)
-            self.objective.append(value)
-            while len(self.objective) <= self.max_iter and not self.converged and not interrupted():
-                theta = self.steps.maximize(self.theta, found)
-                value, found = self.steps.sweep(theta)
-                self._check(value)
-                self.theta = theta
-                gain = value - self.objective[-1]
-                self.objective.append(value)
-                self.converged = gain < self.tol * self.num_rows
-                bar.update()
-                bar.set_postfix_str(f"{self.steps.objective_name} {value:.6g}")
-                state = EMState(len(self.objective) - 1, torch.tensor(self.objective, dtype=torch.float64), theta)
-                if any([callback(state) for callback in self.callbacks]):
-                    break
+    @property
+    def objective(self) -> Tensor:
+        return torch.stack(self._values)
 
-    def _check(self, value: float) -> None:
-        before = self.objective[-1]
+    def finish(self, interrupted: Callable[[], bool], bar: tqdm) -> None:
+        """All iterations that are left, or as many as callbacks and the user allow."""
+        value, found = self.steps.sweep(self.theta)
+        self._values.append(value.double())
+        while len(self._values) <= self.max_iter and not self.converged and not interrupted():
+            theta = self.steps.maximize(self.theta, found)
+            value, found = self.steps.sweep(theta)
+            self._check(value)
+            gain = value - self._values[-1]
+            self.theta = theta
+            self._values.append(value.double())
+            self.converged = bool((gain < self.tol * self.num_rows).all())
+            bar.update()
+            bar.set_postfix_str(f"{self.steps.objective_name} {float(value.max()):.6g}")
+            state = EMState(len(self._values) - 1, self.objective, theta)
+            if any([callback(state) for callback in self.callbacks]):
+                break
+
+    def _check(self, value: Tensor) -> None:
+        before = self._values[-1]
         dtype = next(iter(self.theta.values())).dtype
-        if not value >= before - _ROUNDING[dtype] * max(abs(before), self.num_rows):
-            raise NotMonotoneError(len(self.objective), before, value)
+        allowed = _ROUNDING[dtype] * before.abs().clamp(min=self.num_rows)
+        fell = ~(value >= before - allowed)
+        if fell.any():
+            raise NotMonotoneError(len(self._values), float(before[fell][0]), float(value[fell][0]))

@@ -1,8 +1,10 @@
 """Ready-made models, each a `pyro.nn.PyroModule` that works with plain Pyro too."""
 
+from pyro_lvm.models.bayesian_gaussian_mixture import BayesianGaussianMixture
 from pyro_lvm.models.gaussian_mixture import GaussianMixture
 from pyro_lvm.models.logistic_regression import BayesianLogisticRegression
+from pyro_lvm.models.mixture import Mixture
 from pyro_lvm.models.ppca import PPCA
 from pyro_lvm.models.vae import VAE
 
-__all__ = ["PPCA", "VAE", "BayesianLogisticRegression", "GaussianMixture"]
+__all__ = ["PPCA", "VAE", "BayesianGaussianMixture", "BayesianLogisticRegression", "GaussianMixture", "Mixture"]

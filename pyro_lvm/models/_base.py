@@ -14,6 +14,7 @@ _WORDS = {
     constraints.positive: "positive numbers",
     constraints.lower_cholesky: "lower triangular matrices with a positive diagonal",
     constraints.simplex: "non-negative numbers that sum to 1",
+    constraints.unit_interval: "numbers from 0 to 1",
 }
 _SIMPLEX_TOLERANCE = 1e-5  # float32 weights of a thousand components still pass
 
@@ -90,11 +91,11 @@ class AssignableModule(PyroModule):
             raise ValueError(f"{name}: expected finite values, got {new[~new.isfinite()][0].item()}")
         constraint, _ = self._pyro_params[name]
         if constraint is constraints.simplex:
-            valid = bool((new >= 0).all()) and abs(new.sum().item() - 1) < _SIMPLEX_TOLERANCE
+            valid = bool((new >= 0).all() and ((new.sum(-1) - 1).abs() < _SIMPLEX_TOLERANCE).all())
         else:
             valid = bool(constraint.check(new).all())
         if not valid:
-            raise ValueError(f"{name}: expected {_WORDS[constraint]}, got {new.tolist()}")
+            raise ValueError(f"{name}: expected {_WORDS.get(constraint, constraint)}, got {new.tolist()}")
         return new
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:

@@ -48,7 +48,7 @@ class BayesianGaussianMixture(AssignableModule):
             \mathcal{N}\big(\mu_k \mid m_k, (\beta_k \Lambda_k)^{-1}\big)\,
             \mathrm{Wishart}(\Lambda_k \mid \nu_k, \Psi_k^{-1}),
 
-    and the coordinate ascent on its ELBO, :meth:`steps`. With a small :math:`\alpha_0` components that the data do
+    and the coordinate ascent on its ELBO, :meth:`em_steps`. With a small :math:`\alpha_0` components that the data do
     not need keep a weight near zero.
 
     ==================== ===================================== ===========
@@ -177,7 +177,7 @@ class BayesianGaussianMixture(AssignableModule):
         scaled = self.loc_precision[:, None, None] * precisions
         pyro.sample("means", dist.MultivariateNormal(self.locs, precision_matrix=scaled).to_event(1))
 
-    def steps(self) -> BayesianGaussianMixtureSteps:
+    def em_steps(self, x: Tensor) -> BayesianGaussianMixtureSteps:
         """The E-step and M-step of coordinate ascent, under the present prior."""
         prior = {
             "concentration": self.prior_concentration,
@@ -242,7 +242,7 @@ class BayesianGaussianMixture(AssignableModule):
         nearest = torch.cdist(x, params["locs"]).argmin(-1)
         responsibilities = torch.nn.functional.one_hot(nearest, self.num_components).double()
         sums = statistics(rows, responsibilities, params["locs"].double())
-        for name, value in self.steps().maximize(sums, params).items():
+        for name, value in self.em_steps(x).maximize(sums, params).items():
             setattr(self, name, value)
         return self
 

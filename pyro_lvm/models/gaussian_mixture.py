@@ -1,31 +1,29 @@
 """A mixture of Gaussians."""
 
-import inspect
-import warnings
 from typing import Any
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from scipy.cluster.vq import kmeans2
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_lvm.checks import check_count
 from pyro_lvm.data import as_tensor
-from pyro_lvm.models._base import AssignableModule, check_choice, check_rows
+from pyro_lvm.models._base import check_choice, check_rows
+from pyro_lvm.models._mixture_base import MixtureModule, clusters
+from pyro_lvm.models.gaussian_mixture_em import GaussianMixtureSteps
+from pyro_lvm.models.gaussian_mixture_missing import MissingGaussianMixtureSteps, impute, observed_log_prob
 
 __all__ = ["GaussianMixture"]
 
 _COVARIANCES = ("full", "tied", "diag", "spherical")
 _SYMMETRY_TOLERANCE = 1e-5  # of the largest entry: what float32 leaves of a symmetric matrix
 _VARIANCE_FLOOR = 1e-6  # of the mean variance of the features, for a feature that is constant
-_NUM_KMEANS = 5  # a single run splits the wrong cluster of iris about one time in ten
-_RNG = "rng" if "rng" in inspect.signature(kmeans2).parameters else "seed"  # SciPy renamed it in 1.15
 
 
-class GaussianMixture(AssignableModule):
+class GaussianMixture(MixtureModule):
     r"""A mixture of :math:`K` Gaussians.
 
     .. math::
@@ -120,6 +118,48 @@ class GaussianMixture(AssignableModule):
                 density = dist.Normal(locs[z], scale[z].unsqueeze(-1)).to_event(1)
             pyro.sample("x", density, obs=x)
 
+    def em_steps(self, x: Tensor, missing: bool = False) -> GaussianMixtureSteps:
+        """The E-step and M-step of EM.
+
+        No variance falls below a millionth of that of the least varying feature.
+
+        Args:
+            x: Data, `[N, D]`, or a part of it.
+            missing: Whether entries that are NaN are integrated out.
+        """
+        seen = torch.stack([column[~column.isnan()].var() for column in x.T])
+        floor = _VARIANCE_FLOOR * float(seen[seen > 0].min()) if (seen > 0).any() else 0.0
+        return (MissingGaussianMixtureSteps if missing else GaussianMixtureSteps)(floor)
+
+    def _log_densities(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        x = check_rows("x", as_tensor(x), self.num_features, self.locs.dtype)
+        if self.covariance in ("full", "tied"):
+            return dist.MultivariateNormal(self.locs, scale_tril=self.scale_tril).log_prob(x.unsqueeze(1))
+        scale = self.scale if self.covariance == "diag" else self.scale.unsqueeze(-1)
+        return dist.Normal(self.locs, scale).to_event(1).log_prob(x.unsqueeze(1))
+
+    def impute(self, x: Tensor) -> Tensor:
+        """The rows with their missing entries, NaN, replaced by their means given the others.
+
+        Args:
+            x: `[N, D]`.
+
+        Returns:
+            `[N, D]`.
+        """
+        return impute(self._values(), check_rows("x", as_tensor(x), self.num_features, self.locs.dtype))
+
+    def observed_log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of the entries of each row that are there, `[N]`, in nats.
+
+        Args:
+            x: `[N, D]`, with NaN for missing entries.
+        """
+        return observed_log_prob(self._values(), check_rows("x", as_tensor(x), self.num_features, self.locs.dtype))
+
+    def _values(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name).detach() for name in self._pyro_params}
+
     @property
     def covariances(self) -> Tensor:
         """Covariances of the components, in the shapes of scikit-learn (see the table above)."""
@@ -185,14 +225,9 @@ class GaussianMixture(AssignableModule):
             row = int(np.nonzero(~np.isfinite(data).all(1))[0][0])
             raise ValueError(f"x: expected finite values, row {row} has others")
 
-        # k-means++ cannot choose K centres among fewer distinct rows
-        method = "++" if len(np.unique(data, axis=0)) >= K else "points"
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="One of the clusters is empty")
-            rng = np.random.default_rng(seed)
-            runs = [kmeans2(data, K, minit=method, **{_RNG: rng}) for _ in range(_NUM_KMEANS)]
-        locs, labels = min(runs, key=lambda run: np.square(data - run[0][run[1]]).sum())
+        labels = clusters(data, K, seed)
         counts = np.bincount(labels, minlength=K)
+        locs = np.stack([data[labels == k].mean(0) if counts[k] else data.mean(0) for k in range(K)])
         deviations = [data[labels == k] - locs[k] for k in range(K)]
         scatters = np.stack([rows.T @ rows for rows in deviations])
 

@@ -28,11 +28,6 @@ from pyro_lvm.models._mixture_families import (
 
 __all__ = ["Bernoulli", "Categorical", "Exponential", "Gamma", "Mixture", "Multinomial", "Poisson"]
 
-_PROBABILITIES = {
-    constraints.unit_interval: "numbers from 0 to 1",
-    constraints.simplex: "non-negative numbers that sum to 1 along the last dimension",
-}
-_SIMPLEX_TOLERANCE = 1e-5  # float32 probabilities of a thousand categories still pass
 _TAKEN = ("z", "rows", "weights")
 
 
@@ -201,19 +196,6 @@ class Mixture(MixtureModule):
                     f"in row {row}, column {column}"
                 )
         return rows
-
-    def _checked(self, name: str, value: Any) -> Tensor:
-        constraint, _ = self._pyro_params[name]
-        if name == "weights" or constraint not in _PROBABILITIES:
-            return super()._checked(name, value)
-        old = getattr(self, name)
-        new = torch.as_tensor(value, dtype=old.dtype, device=old.device).detach().clone()
-        if new.shape != old.shape:
-            raise ValueError(f"{name}: expected shape {list(old.shape)}, got {list(new.shape)}")
-        normalised = constraint is constraints.unit_interval or (new.sum(-1) - 1).abs().max() < _SIMPLEX_TOLERANCE
-        if not normalised or not ((new >= 0) & (new <= 1 + _SIMPLEX_TOLERANCE)).all():
-            raise ValueError(f"{name}: expected {_PROBABILITIES[constraint]}, got {new.tolist()}")
-        return new
 
 
 def _checked_family(family: Any) -> Family:
