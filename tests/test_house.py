@@ -19,6 +19,7 @@ ORDER = (
     "checks",
     "randomness",
     "files",
+    "interrupts",
     "data",
     "batches",
     "modules",

@@ -57,9 +57,9 @@ def fit_em(
     it finds by looking at what the sites do with the parameters; ``summary()`` of the result names them.
 
     Args:
-        model: A Pyro model: a function, a ``PyroModule``, or a bound method. Its discrete latents are enumerated, whether
-            it marks them or not. Its continuous latents outside the row plate are parameters with a prior, so that
-            the fit is a posterior mode.
+        model: A Pyro model: a function, a ``PyroModule``, or a bound method. Its discrete latents are enumerated,
+            whether it marks them or not. Its continuous latents outside the row plate are parameters with a prior, so
+            that the fit is a posterior mode.
         data: Arguments of the model: tensors, arrays, data frames, lists of numbers, or one ``DataLoader``.
         e_step: "exact", "hard" (each row counts with its best states alone), or "auto": the steps that a model brings
             along, as :class:`pyro_lvm.models.GaussianMixture` does, and else "exact".

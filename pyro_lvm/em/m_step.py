@@ -139,7 +139,7 @@ class MStep:
                     total = total - value.detach()
             return total
 
-        optimizer.step(closure)  # type: ignore[arg-type]
+        optimizer.step(closure)
         return {n: v.detach() for n, v in self._constrained(leaves).items()}
 
     def _newton(self, names: list[str], theta: Theta, batches: Callable[[], Iterable[Batch]]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Maxima that have no closed form, in one or a few variables each: short, safe Newton iterations in double precision."""
+"""Maxima in one or a few variables that have no closed form, by short and safe iterations in double precision."""
 
 from __future__ import annotations
 

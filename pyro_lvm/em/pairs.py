@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_lvm.em.forms import Values, observed, placed
 from pyro_lvm.em.newton import dirichlet_concentration, gamma_concentration, negative_binomial_count
-from pyro_lvm.em.roles import Items, Picked
+from pyro_lvm.em.roles import Items
 from pyro_lvm.em.sums import scatters, weighted_sums
 from pyro_lvm.em.use import Use
 from pyro_lvm.sites import Site
@@ -19,9 +19,9 @@ class Pairs:
     def __init__(self) -> None:
         self._rows: dict[tuple[int, int], int] = {}
 
-    def rows(self, first: Picked, second: Picked) -> Tensor:
-        """The number of the pair in each place."""
-        indices = torch.broadcast_tensors(first.index, second.index)
+    def rows(self, first: Tensor, second: Tensor) -> Tensor:
+        """The number of the pair in each place, by the items that stand there."""
+        indices = torch.broadcast_tensors(first, second)
         distinct, inverse = torch.stack([i.flatten() for i in indices], -1).unique(dim=0, return_inverse=True)
         known = [self._rows.setdefault((a, b), len(self._rows)) for a, b in distinct.tolist()]
         return torch.tensor(known)[inverse].reshape(indices[0].shape)
@@ -57,13 +57,12 @@ class Normal:
     def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
         """The weight, the sum and the sum of squares about the centre, ``[P, 3]``."""
         fn, (x,), weights = observed(use, site, weights)
-        loc, scale = use.roles["loc"], use.roles["scale"]
-        assert loc is not None and scale is not None
+        loc, scale = use.index("loc"), use.index("scale")
         x, weights = x.double(), weights.double()
-        if (loc.index < 0).any():
-            x = x - torch.where(loc.index < 0, fn.loc.detach().double(), 0.0)
-        if (scale.index < 0).any():
-            weights = weights * torch.where(scale.index < 0, fn.scale.detach().double() ** -2, 1.0)
+        if (loc < 0).any():
+            x = x - torch.where(loc < 0, fn.loc.detach().double(), 0.0)
+        if (scale < 0).any():
+            weights = weights * torch.where(scale < 0, fn.scale.detach().double() ** -2, 1.0)
         rows = self.pairs.rows(loc, scale)
         summed = [-d for d, size in enumerate(reversed(rows.shape), 1) if size == 1 and d <= x.dim()]
         middle = x.mean(summed, keepdim=True) if summed else x
@@ -71,7 +70,7 @@ class Normal:
         n, first, second = (
             weighted_sums(weights, (x - middle).expand(full) ** power, rows.shape) for power in range(3)
         )
-        shift = middle - torch.where(loc.index < 0, 0.0, self.centre[loc.index.clamp(min=0)])
+        shift = middle - torch.where(loc < 0, 0.0, self.centre[loc.clamp(min=0)])
         second = second + 2 * shift * first + shift.square() * n
         first = first + shift * n
         return placed(torch.stack([n, first, second], -1), rows, len(self.pairs))
@@ -125,18 +124,17 @@ class MultivariateNormal:
     def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
         """The weight, the sum and the scatter about the centre, in a row for each pair, ``[P, 1 + D + D * D]``."""
         fn, (x,), weights = observed(use, site, weights)
-        loc, covariance = use.roles["loc"], use.roles["covariance"]
-        assert loc is not None and covariance is not None
+        loc, covariance = use.index("loc"), use.index("covariance")
         x, weights = x.double(), weights.double()
-        if (loc.index < 0).any():
-            x = x - torch.where((loc.index < 0).unsqueeze(-1), fn.loc.detach().double(), 0.0)
+        if (loc < 0).any():
+            x = x - torch.where((loc < 0).unsqueeze(-1), fn.loc.detach().double(), 0.0)
         rows = self.pairs.rows(loc, covariance)
         summed = [-d - 1 for d, size in enumerate(reversed(rows.shape), 1) if size == 1 and d < x.dim()]
         middle = x.mean(summed, keepdim=True) if summed else x
         n = weighted_sums(weights, torch.ones_like(weights), rows.shape)
         first = weighted_sums(weights, x - middle, rows.shape, 1)
         second = scatters(weights, x - middle, rows.shape)
-        centre = torch.where((loc.index < 0).unsqueeze(-1), 0.0, self.centre[loc.index.clamp(min=0)])
+        centre = torch.where((loc < 0).unsqueeze(-1), 0.0, self.centre[loc.clamp(min=0)])
         shift = middle - centre
         cross = shift.unsqueeze(-1) * first.unsqueeze(-2)
         outer = shift.unsqueeze(-1) * shift.unsqueeze(-2)
@@ -188,10 +186,8 @@ class Matched:
 
     def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
         """Of the statistics of the family, or how often each count was observed, ``[P, M]``."""
-        fn, statistics, weights = observed(use, site, weights)
-        first, second = use.roles.values()
-        assert first is not None and second is not None
-        rows = self.pairs.rows(first, second)
+        _, statistics, weights = observed(use, site, weights)
+        rows = self.pairs.rows(*map(use.index, self.items))
         if self.form == "negative_binomial":
             (x,) = statistics
             counts = torch.nn.functional.one_hot(x.long()).double()

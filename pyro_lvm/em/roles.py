@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -59,7 +61,7 @@ class Items:
         for name, value in theta.items():
             if value.is_floating_point() and value.dim() >= item_dim and value.shape[value.dim() - item_dim :] == shape:
                 self.names[name] = self.count
-                self.count += value[(..., *[0] * item_dim)].numel()
+                self.count += value.numel() // max(1, math.prod(shape))
 
     def values(self, theta: Theta) -> Tensor:
         """All items, ``[count, *shape]``."""
@@ -85,7 +87,8 @@ class Items:
         return {n: part.reshape(theta[n].shape) for n, part in zip(self.names, items.split(sizes), strict=True)}
 
 
-class Picked(NamedTuple):
+@dataclass(frozen=True)
+class Picked:
     """An argument made of items: ``argument = link(items)[index]``.
 
     Attributes:

@@ -91,6 +91,7 @@ class Run:
 
     @property
     def objective(self) -> Tensor:
+        """Of each iteration, in nats."""
         return torch.stack(self._values)
 
     def finish(self, interrupted: Callable[[], bool], bar: tqdm) -> None:

@@ -131,7 +131,7 @@ class GaussianMixture(MixtureModule):
         floor = _VARIANCE_FLOOR * float(seen[seen > 0].min()) if (seen > 0).any() else 0.0
         return (MissingGaussianMixtureSteps if missing else GaussianMixtureSteps)(floor)
 
-    def _log_densities(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def _log_densities(self, x: Tensor) -> Tensor:
         x = check_rows("x", as_tensor(x), self.num_features, self.locs.dtype)
         if self.covariance in ("full", "tied"):
             return dist.MultivariateNormal(self.locs, scale_tril=self.scale_tril).log_prob(x.unsqueeze(1))
@@ -245,6 +245,6 @@ class GaussianMixture(MixtureModule):
             covariances = covariances.mean(-1)
 
         self.weights = (counts + 1) / (N + K)
-        self.locs = locs
+        self.locs = torch.as_tensor(locs)
         self.covariances = covariances.copy()
         return self
