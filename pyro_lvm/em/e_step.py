@@ -9,7 +9,7 @@ from pyro import poutine
 from pyro.ops import packed
 from torch import Tensor
 
-from pyro_lvm.elbo.contraction import expected_counts, log_density
+from pyro_lvm.elbo.contraction import draw_enumerated, expected_counts, log_density
 from pyro_lvm.elbo.terms import by_row, masked
 from pyro_lvm.sites import RowPlate, Site, sample_sites
 
@@ -66,6 +66,43 @@ def expect(
         _, parts = total()
         weights = {n: _of_rows(site, row_plate, row_weight) for n, site in sites.items()}
     return Expectation(parts[1] if len(parts) > 1 else None, parts[0], weights, trace)
+
+
+def drawn(trace: poutine.Trace, row_plate: RowPlate | None, row_weight: Tensor | None, num_draws: int) -> Expectation:
+    """The E-step by draws of the enumerated sites from their posterior (Wei and Tanner 1990)."""
+    exact = expect(trace, row_plate, row_weight)
+    enumerated = {n: s for n, s in sample_sites(trace).items() if s["infer"].get("_enumerate_dim") is not None}
+    total = {name: torch.zeros_like(w) for name, w in exact.weights.items()}
+    for _ in range(num_draws):
+        for name, weights in _given(trace, enumerated, draw_enumerated(trace), row_plate, row_weight).items():
+            total[name] += weights / num_draws
+    return exact._replace(weights=total)
+
+
+def _given(
+    trace: poutine.Trace,
+    enumerated: dict[str, Site],
+    draws: dict[str, Tensor],
+    row_plate: RowPlate | None,
+    row_weight: Tensor | None,
+) -> dict[str, Tensor]:
+    """The counts where the enumerated sites are known to have these values."""
+    parts = {name: site["packed"] for name, site in enumerated.items()}
+    before = {name: part["unscaled_log_prob"] for name, part in parts.items()}
+    try:
+        for name, site in enumerated.items():
+            event = site["fn"].event_dim
+            same = site["value"] == draws[name]
+            same = same.flatten(same.dim() - event).all(-1) if event else same
+            known = packed.pack(torch.where(same, 0.0, -torch.inf), site["infer"]["_dim_to_symbol"])
+            ours, theirs = packed.broadcast_all(before[name], known)
+            new: Any = ours + theirs
+            new._pyro_dims = ours._pyro_dims
+            parts[name]["unscaled_log_prob"] = new
+        return expect(trace, row_plate, row_weight).weights
+    finally:
+        for name, part in parts.items():
+            part["unscaled_log_prob"] = before[name]
 
 
 def _scale(site: Site) -> Any:

@@ -13,11 +13,12 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from pyro_lvm import randomness
-from pyro_lvm.batches import LoaderRows
+from pyro_lvm.batches import LoaderRows, ShuffledRows
 from pyro_lvm.checks import check_count, check_model, check_seed
 from pyro_lvm.data import Data, check_weight
 from pyro_lvm.em.fused import FusedSteps
 from pyro_lvm.em.generic import GenericSteps
+from pyro_lvm.em.online import OnlineRun
 from pyro_lvm.em.program import EMProgram
 from pyro_lvm.em.result import EMResult
 from pyro_lvm.em.run import EMState, Rows, Run, Theta
@@ -28,7 +29,12 @@ from pyro_lvm.params import ConstrainedParameters
 from pyro_lvm.program import Program
 from pyro_lvm.svi.initial import initial_values
 
-_E_STEPS = ("auto", "exact", "hard")
+_E_STEPS = {
+    "auto": "enumerated",
+    "exact": "enumerated",
+    "hard": "its best state",
+    "monte_carlo": "ten draws of its state",
+}
 
 
 def fit_em(
@@ -38,6 +44,7 @@ def fit_em(
     max_iter: int = 200,
     tol: float = 1e-6,
     num_restarts: int = 1,
+    online: float | None = None,
     batch_size: int | None = None,
     plate: str | None = None,
     rows: Sequence[int] | None = None,
@@ -61,13 +68,19 @@ def fit_em(
             whether it marks them or not. Its continuous latents outside the row plate are parameters with a prior, so
             that the fit is a posterior mode.
         data: Arguments of the model: tensors, arrays, data frames, lists of numbers, or one ``DataLoader``.
-        e_step: "exact", "hard" (each row counts with its best states alone), or "auto": the steps that a model brings
-            along, as :class:`pyro_lvm.models.GaussianMixture` does, and else "exact".
+        e_step: "exact"; "hard": each row counts with its best states alone (Celeux and Govaert 1992); "monte_carlo":
+            with ten draws of its states (Wei and Tanner 1990), so that the objective may fall and nothing converges;
+            or "auto": the steps that a model brings along, as :class:`pyro_lvm.models.GaussianMixture` does, and else
+            "exact".
         max_iter: The most iterations.
         tol: The gain below which the fit has converged, in nats a row.
         num_restarts: How many starts; the result is that of the best. The first is where the parameters are, others are
             made by the model's ``initialize``, or by k-means++ clusters of the rows where it is a mixture, or by noise.
-        batch_size: Rows at a time in each sweep over all rows. The result does not depend on it, the memory does.
+        online: The exponent of stepwise EM (Cappé and Moulines 2009), above 0.5 and at most 1: an M-step after every
+            minibatch of ``batch_size`` shuffled rows, on sums that forget with it; ``max_iter`` then counts passes. The
+            objective of a pass is that of its minibatches, each at the parameters of its moment.
+        batch_size: Rows at a time in each sweep over all rows. The result does not depend on it, the memory does, but
+            for online EM.
         plate: The name of the plate that the rows index, where it must be named.
         rows: Positions of the data arguments that have rows, where they cannot be told by their length.
         sample_weight: One weight for each row, ``[N]``.
@@ -104,9 +117,10 @@ def fit_em(
     max_iter, num_restarts = check_count("max_iter", max_iter), check_count("num_restarts", num_restarts)
     seed, batch_size = check_seed(seed), None if batch_size is None else check_count("batch_size", batch_size)
     _check_options(e_step, tol, callbacks, progress)
+    _check_online(online, batch_size, e_step, num_restarts, data)
     loader = data[0] if len(data) == 1 and isinstance(data[0], DataLoader) else None
     owner: Any = getattr(model, "__self__", model)
-    fused = e_step == "auto" and hasattr(owner, "em_steps")
+    fused = e_step == "auto" and online is None and hasattr(owner, "em_steps")
     if missing and not (fused and "missing" in inspect.signature(owner.em_steps).parameters):
         raise ValueError(
             "missing=True needs a model that integrates missing entries, as lvm.models.GaussianMixture does"
@@ -137,15 +151,19 @@ def fit_em(
                 own = owner.em_steps(*held.args, **({"missing": True} if missing else {}))
                 steps: Any = FusedSteps(own, batches)
                 starts = [theta, *_own_starts(owner, program, complete, num_restarts - 1, seed)]
-                runs = [Run(steps, _stacked(starts), *options)]
+                runs: list[Any] = [Run(steps, _stacked(starts), *options)]
                 latent_rules, rules = {n: "the model's own E-step" for n in program.sites.enumerated}, {}
             else:
                 one_batch = batch_size is None and loader is None
-                steps = GenericSteps(em, theta, batches, total, one_batch, e_step == "hard")
-                starts = [theta, *(other_start(steps, theta, seed + i) for i in range(1, num_restarts))]
-                runs = [Run(steps, start, *options) for start in starts]
-                how = "enumerated, its best state" if steps.hard else "enumerated"
-                latent_rules, rules = dict.fromkeys(program.sites.enumerated, how), steps.plan.rules
+                steps = GenericSteps(em, theta, batches, total, one_batch, "exact" if e_step == "auto" else e_step)
+                if online is None:
+                    starts = [theta, *(other_start(steps, theta, seed + i) for i in range(1, num_restarts))]
+                    runs = [Run(steps, start, *options) for start in starts]
+                else:
+                    shuffled = ShuffledRows(held, weight, batch_size or 1, seed)
+                    runs = [OnlineRun(steps, theta, shuffled, online, max_iter, callbacks)]
+                latent_rules = dict.fromkeys(program.sites.enumerated, _E_STEPS[e_step])
+                rules = steps.plan.rules
             for run in runs:
                 run.finish(interrupted, bar)
         objective, theta, restarts = _best(runs)
@@ -176,6 +194,17 @@ def _check_options(e_step: Any, tol: Any, callbacks: Any, progress: Any) -> None
         raise TypeError(f"progress must be True or False; got {progress!r}")
 
 
+def _check_online(online: Any, batch_size: int | None, e_step: str, num_restarts: int, data: tuple[Any, ...]) -> None:
+    if online is None:
+        return
+    if isinstance(online, bool) or not isinstance(online, int | float) or not 0.5 < online <= 1:
+        raise ValueError(f"online must be an exponent above 0.5 and at most 1; got {online!r}")
+    if batch_size is None or any(isinstance(d, DataLoader) for d in data):
+        raise ValueError("online EM takes the data themselves and batch_size=, the rows of a minibatch")
+    if e_step not in ("auto", "exact") or num_restarts > 1:
+        raise ValueError("online EM has the exact E-step and one start")
+
+
 def _filled(argument: Any) -> Any:
     """Rows with the means of their columns in place of missing entries."""
     if not isinstance(argument, Tensor) or not argument.is_floating_point():
@@ -194,7 +223,7 @@ def _stacked(starts: list[Theta]) -> Theta:
     return starts[0] if len(starts) == 1 else {n: torch.stack([start[n] for start in starts]) for n in starts[0]}
 
 
-def _best(runs: list[Run]) -> tuple[Tensor, Theta, Tensor]:
+def _best(runs: Sequence[Run | OnlineRun]) -> tuple[Tensor, Theta, Tensor]:
     """The objective and the parameters of the best run, and the objective that each has reached."""
     if runs[0].objective.dim() == 2:
         reached = runs[0].objective[-1]

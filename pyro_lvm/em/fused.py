@@ -19,6 +19,8 @@ class FusedSteps:
         batches: Goes through all rows.
     """
 
+    monotone = True
+
     def __init__(self, steps: Steps, batches: Callable[[], Iterable[Rows]]) -> None:
         self.steps, self.batches = steps, batches
         self.objective_name = steps.objective_name

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from pyro_lvm.em.e_step import Expectation, expect
+from pyro_lvm.em.e_step import Expectation, drawn, expect
 from pyro_lvm.em.forms import add
 from pyro_lvm.em.m_step import MStep, Sums
 from pyro_lvm.em.plan import Plan
 from pyro_lvm.em.program import EMProgram
 from pyro_lvm.em.run import Rows, Theta
 
+_DRAWS = 10  # of the states of each row, in Monte Carlo EM
 _FLAT = {torch.float32: 1e-3, torch.float64: 1e-6}  # a slope of Q, in nats a row
 
 
@@ -26,7 +27,7 @@ class GenericSteps:
         batches: Goes through all rows.
         num_rows: N, or the total weight.
         one_batch: Whether that is one batch, whose E-step is worth keeping.
-        hard: Whether each row counts with its best states alone.
+        kind: "exact", "hard" (each row counts with its best states alone) or "monte_carlo" (with draws of its states).
 
     Attributes:
         plan: The rule of each parameter.
@@ -39,9 +40,9 @@ class GenericSteps:
         batches: Callable[[], Iterable[Rows]],
         num_rows: float,
         one_batch: bool,
-        hard: bool = False,
+        kind: str = "exact",
     ) -> None:
-        self.program, self.batches, self.num_rows, self.hard = program, batches, num_rows, hard
+        self.program, self.batches, self.num_rows, self.kind = program, batches, num_rows, kind
         self.one_batch = one_batch
         self.plan = Plan(program, theta, next(iter(batches()))[0])
         self.m_step = MStep(self.plan)
@@ -49,9 +50,14 @@ class GenericSteps:
         self._kept: tuple[Theta, list] | None = None
 
     @property
+    def monotone(self) -> bool:
+        """Whether the objective never falls."""
+        return self.kind != "monte_carlo"
+
+    @property
     def objective_name(self) -> str:
         """What is maximised."""
-        if self.hard:
+        if self.kind == "hard":
             return "classification log-likelihood"
         return "log-posterior" if self.program.points else "log-likelihood"
 
@@ -104,4 +110,7 @@ class GenericSteps:
         """The E-step on some rows."""
         with torch.no_grad():
             trace = self.program.trace(theta, args)
-            return expect(trace, self.program.program.sites.row_plate, weight, self.hard)
+            plate = self.program.program.sites.row_plate
+            if self.kind == "monte_carlo":
+                return drawn(trace, plate, weight, _DRAWS)
+            return expect(trace, plate, weight, hard=self.kind == "hard")

@@ -12,6 +12,9 @@ from pyro_lvm.em.sums import scatters, weighted_sums
 from pyro_lvm.em.use import Use
 from pyro_lvm.sites import Site
 
+_CROSSED_ITERATIONS = 500
+_FLOOR = 1e-6
+
 
 class Pairs:
     """The pairs of items, one of either argument, that were met so far; -1 stands for a constant."""
@@ -40,6 +43,12 @@ class Pairs:
         return all(bool((part >= 0).all()) and len(part.unique()) == len(part) for part in self.items)
 
 
+def floor_of(variances: Tensor) -> float:
+    """The smallest variance that a component may have: a millionth of that of the least varying feature."""
+    positive = variances[variances > 0]
+    return _FLOOR * float(positive.min()) if len(positive) else 0.0
+
+
 class Normal:
     """Locs and scales of normal distributions, which may be shared across each other.
 
@@ -66,6 +75,7 @@ class Normal:
         rows = self.pairs.rows(loc, scale)
         summed = [-d for d, size in enumerate(reversed(rows.shape), 1) if size == 1 and d <= x.dim()]
         middle = x.mean(summed, keepdim=True) if summed else x
+        self.floor = self.floor or floor_of((x - middle).square().mean(summed))
         full = torch.broadcast_shapes(weights.shape, x.shape)
         n, first, second = (
             weighted_sums(weights, (x - middle).expand(full) ** power, rows.shape) for power in range(3)
@@ -94,13 +104,11 @@ class Normal:
             off = torch.where(of_loc < 0, 0.0, moved[of_loc.clamp(min=0)])
             squares = placed(second - 2 * off * first + off.square() * n, of_scale, count) + variance_prior[:, 1]
             weight = placed(n, of_scale, count) + variance_prior[:, 0]
-            scales = torch.where(free["scale"] & (weight > 0), (squares / weight).clamp(min=self.floor).sqrt(), scales)
+            variances = torch.maximum(squares / weight, scales.square().clamp(max=self.floor))
+            scales = torch.where(free["scale"] & (weight > 0), variances.sqrt(), scales)
             if all(torch.allclose(a, b, rtol=1e-13, atol=0) for a, b in zip(before, (moved, scales), strict=True)):
                 break
         return {"loc": torch.where(free["loc"], self.centre + moved, locs), "scale": scales}
-
-
-_CROSSED_ITERATIONS = 500
 
 
 def _is_crossed(of_loc: Tensor, of_scale: Tensor) -> bool:
@@ -131,6 +139,7 @@ class MultivariateNormal:
         rows = self.pairs.rows(loc, covariance)
         summed = [-d - 1 for d, size in enumerate(reversed(rows.shape), 1) if size == 1 and d < x.dim()]
         middle = x.mean(summed, keepdim=True) if summed else x
+        self.floor = self.floor or floor_of((x - middle).square().mean(summed))
         n = weighted_sums(weights, torch.ones_like(weights), rows.shape)
         first = weighted_sums(weights, x - middle, rows.shape, 1)
         second = scatters(weights, x - middle, rows.shape)

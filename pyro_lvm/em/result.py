@@ -16,7 +16,7 @@ class EMResult(Result):
     """A model fitted by :func:`pyro_lvm.fit_em`.
 
     Attributes:
-        objective: What was maximised, in nats, at the start of each iteration and at the end, ``[num_iter + 1]``.
+        objective: What was maximised, in nats, at the start and after each iteration, ``[num_iter + 1]``.
         objective_name: What that is: "log-likelihood", "log-posterior", "classification log-likelihood".
         num_iter: Iterations taken.
         restarts: The objective that each start has reached, ``[num_restarts]``.

@@ -35,6 +35,7 @@ class Steps(Protocol):
     """An E-step with sums over all rows, and an M-step."""
 
     objective_name: str
+    monotone: bool
 
     def sweep(self, theta: Theta) -> tuple[Tensor, Any]:
         """The objective at ``theta``, in nats, and what the M-step needs to know; of several runs at once, ``[R]``."""
@@ -101,11 +102,12 @@ class Run:
         while len(self._values) <= self.max_iter and not self.converged and not interrupted():
             theta = self.steps.maximize(self.theta, found)
             value, found = self.steps.sweep(theta)
-            self._check(value)
+            if self.steps.monotone:
+                self._check(value)
             gain = value - self._values[-1]
             self.theta = theta
             self._values.append(value.double())
-            self.converged = bool((gain < self.tol * self.num_rows).all())
+            self.converged = self.steps.monotone and bool((gain < self.tol * self.num_rows).all())
             bar.update()
             bar.set_postfix_str(f"{self.steps.objective_name} {float(value.max()):.6g}")
             state = EMState(len(self._values) - 1, self.objective, theta)
