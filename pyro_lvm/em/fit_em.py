@@ -173,6 +173,7 @@ def fit_em(
             theta,
             objective=objective,
             objective_name=steps.objective_name,
+            num_iter=len(objective) - (online is None),
             restarts=restarts,
             latents=latent_rules,
             rules=rules or dict.fromkeys(theta, "the model's own M-step"),

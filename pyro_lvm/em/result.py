@@ -16,8 +16,9 @@ class EMResult(Result):
     """A model fitted by :func:`pyro_lvm.fit_em`.
 
     Attributes:
-        objective: What was maximised, in nats, at the start and after each iteration, ``[num_iter + 1]``.
-        objective_name: What that is: "log-likelihood", "log-posterior", "classification log-likelihood".
+        objective: What was maximised, in nats, at the start and after each iteration, ``[num_iter + 1]``; of
+            online EM, of each pass, ``[num_iter]``.
+        objective_name: What that is, such as "log-likelihood", "log-posterior" or "ELBO".
         num_iter: Iterations taken.
         restarts: The objective that each start has reached, ``[num_restarts]``.
     """
@@ -31,6 +32,7 @@ class EMResult(Result):
         objective_name: str,
         latents: dict[str, str],
         rules: dict[str, str],
+        num_iter: int,
         restarts: Tensor,
         missing: bool,
         seconds: float,
@@ -39,7 +41,7 @@ class EMResult(Result):
     ) -> None:
         self.objective, self.objective_name, self.restarts = objective, objective_name, restarts
         self._missing = missing
-        self.num_iter = len(objective) - 1
+        self.num_iter = num_iter
         self._latents_by, self._rules = latents, rules
         super().__init__(program, values, num_steps=self.num_iter, seconds=seconds, converged=converged, seed=seed)
         self.params = {name.removeprefix(POINT): value for name, value in self.params.items()}
