@@ -552,3 +552,19 @@ def test_labels_of_some_rows_hold_those_and_the_others_are_summed_out():
     assert float(result.objective[-1]) == pytest.approx(path[-1], rel=1e-9)
     np.testing.assert_allclose(result.params["rate"], params["rate"], rtol=1e-4)
     np.testing.assert_allclose(result.params["weights"], params["weights"], rtol=1e-4)
+
+
+def test_parameters_that_the_first_batch_does_not_meet_are_found():
+    group = torch.arange(NUM_ROWS) // (NUM_ROWS // 2)
+    x = torch.poisson(torch.tensor([2.0, 9.0])[group])
+
+    def model(x, group):
+        low = pyro.param("low", torch.tensor(1.0), constraint=constraints.positive)
+        high = pyro.param("high", torch.tensor(1.0), constraint=constraints.positive)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Poisson(torch.stack([low, high])[group]), obs=x)
+
+    for options in ({}, {"batch_size": 20}):
+        result = fit(model, x, group, **options)
+        torch.testing.assert_close(result.params["low"], x[group == 0].mean())
+        torch.testing.assert_close(result.params["high"], x[group == 1].mean())
