@@ -56,7 +56,7 @@ def _own(name: str) -> Callable[[Any], Tensor]:
 
 def _probs(of_logits: Callable[[Tensor], Tensor]) -> Callable[[Any], Tensor]:
     def read(fn: Any) -> Tensor:
-        if "logits" in vars(fn) and ("probs" not in vars(fn) or fn._param is vars(fn)["logits"]):
+        if "logits" in vars(fn) and ("probs" not in vars(fn) or getattr(fn, "_param", None) is vars(fn)["logits"]):
             return of_logits(narrowed(fn.logits))
         return narrowed(fn.probs)
 

@@ -19,7 +19,7 @@ from pyro_lvm.data import Data, check_weight
 from pyro_lvm.em.fused import FusedSteps
 from pyro_lvm.em.generic import GenericSteps
 from pyro_lvm.em.online import OnlineRun
-from pyro_lvm.em.program import EMProgram
+from pyro_lvm.em.program import POINT, EMProgram
 from pyro_lvm.em.result import EMResult
 from pyro_lvm.em.run import EMState, Rows, Run, Theta
 from pyro_lvm.em.starts import other_start
@@ -27,6 +27,7 @@ from pyro_lvm.interrupts import interrupts
 from pyro_lvm.modules import awaits_start, unchanged_if_it_fails
 from pyro_lvm.params import ConstrainedParameters
 from pyro_lvm.program import Program
+from pyro_lvm.result import Result
 from pyro_lvm.svi.initial import initial_values
 
 _E_STEPS = {
@@ -144,7 +145,9 @@ def fit_em(
             program = em.program
         if batch_size is not None or loader is not None:
             program.check_minibatches()
-        theta = program.parameters.start() | initial_values(program, init)
+        theta = program.parameters.start() | initial_values(program, _named(program, init))
+        if not theta:
+            raise ValueError("the model has no parameters to fit: it needs pyro.param, PyroParam or a prior")
         with interrupts() as interrupted, tqdm(disable=not progress, unit=" iterations") as bar:
             options = (max_iter, tol, total, callbacks)
             if fused:
@@ -204,6 +207,19 @@ def _check_online(online: Any, batch_size: int | None, e_step: str, num_restarts
         raise ValueError("online EM takes the data themselves and batch_size=, the rows of a minibatch")
     if e_step not in ("auto", "exact") or num_restarts > 1:
         raise ValueError("online EM has the exact E-step and one start")
+
+
+def _named(program: Program, init: Any) -> Any:
+    """Values by the names that the fit has for them: those of sites that are parameters are longer than in results."""
+    if isinstance(init, Result):
+        here = program.parameters.start()
+        named = _named(program, dict(init.params))
+        shared = {n: v for n, v in named.items() if n in here and here[n].shape == v.shape}
+        return shared or init
+    if not isinstance(init, Mapping):
+        return init
+    known = program.parameters.constraints
+    return {POINT + n if n not in known and POINT + n in known else n: v for n, v in init.items()}
 
 
 def _filled(argument: Any) -> Any:

@@ -100,6 +100,7 @@ class Simplex:
     def maximum(self, sums: Tensor, priors: Values, now: Values, free: Values) -> Values:
         """Counts, normalised; those below zero, by a prior that has its peak on the boundary, are none."""
         counts = (sums + priors.get("probs", 0.0)).clamp(min=0)
+        counts = torch.where(now["probs"] == 0, 0.0, counts)  # a zero is part of the model
         total = counts.sum(-1, keepdim=True)
         return {"probs": torch.where(free["probs"].unsqueeze(-1) & (total > 0), counts / total, now["probs"])}
 

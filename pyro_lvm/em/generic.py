@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_lvm.em.e_step import Expectation, drawn, expect
 from pyro_lvm.em.forms import add
 from pyro_lvm.em.m_step import MStep, Sums
-from pyro_lvm.em.plan import Plan
+from pyro_lvm.em.plan import Plan, is_real
 from pyro_lvm.em.program import EMProgram
 from pyro_lvm.em.run import Rows, Theta
 
@@ -44,7 +44,7 @@ class GenericSteps:
     ) -> None:
         self.program, self.batches, self.num_rows, self.kind = program, batches, num_rows, kind
         self.one_batch = one_batch
-        self.plan = Plan(program, theta, next(iter(batches()))[0])
+        self.plan = Plan(program, theta, (args for args, _ in batches()))
         self.m_step = MStep(self.plan)
         self._tried = False
         self._kept: tuple[Theta, list] | None = None
@@ -83,8 +83,9 @@ class GenericSteps:
         return self.m_step(theta, found, lambda: self._batches_at(theta))
 
     def _give_up(self, new: Theta, theta: Theta, names: set[str]) -> None:
-        """Leave parameters to a search if Q still rises at what should be its maximum; zero is on a boundary."""
-        asked = [name for name in names if not (new[name] == 0).any()]
+        """Leave parameters to a search if Q still rises at what should be its maximum, and not on a boundary."""
+        constraints = self.program.program.parameters.constraints
+        asked = [name for name in names if is_real(constraints[name]) or not (new[name] == 0).any()]
         for name, slope in self.m_step.gradient(asked, new, self._batches_at(theta)).items() if asked else ():
             if not slope.abs().max() <= _FLAT[slope.dtype] * self.num_rows:
                 self.plan.give_up(name, "its closed form is no maximum of Q")

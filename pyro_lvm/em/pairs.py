@@ -37,10 +37,9 @@ class Pairs:
         """The items of each pair, ``[2, P]``."""
         return torch.tensor(list(self._rows), dtype=torch.long).reshape(-1, 2).mT
 
-    @property
-    def matched(self) -> bool:
-        """Whether each item of either argument belongs to one pair alone."""
-        return all(bool((part >= 0).all()) and len(part.unique()) == len(part) for part in self.items)
+    def filled(self, sums: Tensor) -> Tensor:
+        """Sums with zeros for the pairs that they did not meet."""
+        return torch.cat([sums, sums.new_zeros(len(self) - len(sums), *sums.shape[1:])])
 
 
 def floor_of(variances: Tensor) -> float:
@@ -89,7 +88,7 @@ class Normal:
         """Locs given the scales, scales about the new locs, and again where several scales share a loc."""
         locs, scales = now["loc"], now["scale"]
         count = len(locs)
-        n, first, second = sums.unbind(-1)
+        n, first, second = self.pairs.filled(sums).unbind(-1)
         of_loc, of_scale = self.pairs.items
         loc_prior = priors.get("loc", n.new_zeros(count, 2))
         variance_prior = priors.get("scale", n.new_zeros(count, 2))
@@ -157,7 +156,7 @@ class MultivariateNormal:
         locs, covariances = now["loc"], now["covariance"]
         size = locs.shape[-1]
         of_loc, of_covariance = self.pairs.items
-        n, first, second = sums.split([1, size, size * size], -1)
+        n, first, second = self.pairs.filled(sums).split([1, size, size * size], -1)
         weight, total = (placed(s, of_loc, len(locs)) for s in (n, first))
         moved = torch.where(free["loc"].unsqueeze(-1) & (weight > 0), total / weight, locs - self.centre)
         off = torch.where((of_loc < 0).unsqueeze(-1), 0.0, moved[of_loc.clamp(min=0)])
@@ -168,13 +167,6 @@ class MultivariateNormal:
         found = _floored(scatter / weight.clamp(min=torch.finfo(weight.dtype).tiny), self.floor)
         seen = free["covariance"][:, None, None] & (weight > 0)
         return {"loc": self.centre + moved, "covariance": torch.where(seen, found, covariances)}
-
-    @property
-    def solvable(self) -> bool:
-        """Whether no loc is used with several covariances."""
-        used = self.pairs.items[0]
-        used = used[used >= 0]
-        return len(used.unique()) == len(used)
 
 
 def _floored(matrices: Tensor, floor: float) -> Tensor:
@@ -208,6 +200,7 @@ class Matched:
 
     def maximum(self, sums: Tensor, priors: Values, now: Values, free: Values) -> Values:
         """Both arguments of each pair."""
+        sums = self.pairs.filled(sums)
         name, other = self.items
         first, second = now[name], now[other]
         of_first, of_second = self.pairs.items

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ class Plan:
     Args:
         program: The model.
         theta: Where the fit starts.
-        args: Rows to look at.
+        batches: Rows to look at, in one batch or several.
 
     Attributes:
         rules: For each parameter the name of its rule, as it is told to users.
@@ -55,12 +56,20 @@ class Plan:
         priors: What conjugate priors add to the sums of each.
     """
 
-    def __init__(self, program: EMProgram, theta: Theta, args: tuple[Any, ...]) -> None:
+    def __init__(self, program: EMProgram, theta: Theta, batches: Iterable[tuple[Any, ...]]) -> None:
         self.program, self.theta = program, dict(theta)
-        self._last = args, self._look(args)
+        looks, self._follows = [], False
+        for args in batches:
+            self._last = args, self._look(args)
+            looks.append(self._last[1])
+            self._follows = (
+                self._follows or self._num_rows(args) == 1 or any(map(self._follows_rows, looks[-1].values()))
+            )
+            if not self._follows:
+                break
         uses = self._last[1]
         affine = self._affine_locs(uses, args)
-        claims = {name: _claims(name, uses, affine) for name in theta}
+        claims = {name: _claims(name, [use for look in looks for use in look.values()], affine) for name in theta}
         self.links = {name: c[0][2] for name, c in claims.items() if len(c) == 1}
         self._arguments = {name: c[0][:2] for name, c in claims.items() if len(c) == 1}
         self.rules = {name: self._rule(name, c) for name, c in claims.items()}
@@ -83,7 +92,7 @@ class Plan:
 
     def uses(self, args: tuple[Any, ...]) -> dict[str, Use]:
         """What each site does with the parameters on these rows."""
-        if args is not self._last[0] and any(self._follows_rows(use) for use in self._last[1].values()):
+        if args is not self._last[0] and self._follows:
             self._last = args, self._look(args)
         return self._last[1]
 
@@ -103,7 +112,7 @@ class Plan:
         ]
         if not asked:
             return {}
-        real = {n for n, c in self.program.program.parameters.constraints.items() if _is_real(c)}
+        real = {n for n, c in self.program.program.parameters.constraints.items() if is_real(c)}
         one, other = self.program.filling(1, self.theta), self.program.filling(2, self.theta)
         leaves = {n: v.clone().requires_grad_() for n, v in one.items()}
         ends = leaves, one | {n: other[n] for n in real}
@@ -124,6 +133,10 @@ class Plan:
     def users(self, key: str, argument: str) -> set[str]:
         """The parameters that stand for an argument of a form."""
         return {name for name, used in self._arguments.items() if used == (key.split()[0], argument)}
+
+    def _num_rows(self, args: tuple[Any, ...]) -> int | None:
+        data = self.program.program.data
+        return len(args[data.has_rows.index(True)]) if any(data.has_rows) else None
 
     def _follows_rows(self, use: Use) -> bool:
         """Whether which items stand where differs from row to row, as in ``effects[group]``."""
@@ -217,7 +230,8 @@ class Plan:
                     self.give_up(name, "the other parameter of its family is not free")
 
 
-def _is_real(constraint: constraints.Constraint) -> bool:
+def is_real(constraint: constraints.Constraint) -> bool:
+    """Whether a constraint is none."""
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
     return constraint is constraints.real
@@ -227,7 +241,7 @@ def _is_normal(use: Use) -> bool:
     return use.family is not None and use.family.form in _LOC_FORMS
 
 
-def _claims(name: str, uses: dict[str, Use], affine: dict[str, set[str]]) -> list[Claim]:
+def _claims(name: str, uses: Iterable[Use], affine: dict[str, set[str]]) -> list[Claim]:
     """In what ways sites use a parameter; an empty form for what is no picking of items.
 
     Args:
@@ -236,8 +250,11 @@ def _claims(name: str, uses: dict[str, Use], affine: dict[str, set[str]]) -> lis
         affine: The parameters in which the loc of a site is affine, by site.
     """
     claims: dict[Claim, None] = {}
-    for use in uses.values():
+    for use in uses:
         if name not in use.params or use.prior_of == name:
+            continue
+        if use.prior_of:  # a parameter of a prior, whose observations are parameters themselves
+            claims[("", "", IDENTITY)] = None
             continue
         if name in affine.get(use.site, ()):
             claims[AFFINE] = None

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyro_lvm import files
 from pyro_lvm.em.program import POINT
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
@@ -45,6 +46,14 @@ class EMResult(Result):
         self._latents_by, self._rules = latents, rules
         super().__init__(program, values, num_steps=self.num_iter, seconds=seconds, converged=converged, seed=seed)
         self.params = {name.removeprefix(POINT): value for name, value in self.params.items()}
+
+    def save(self, path: files.FilePath) -> None:
+        """Not possible for EM yet: keep ``params``, and pass them as ``init=`` to another fit.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("a result of EM cannot be saved yet: keep result.params, and pass them as init= to fit_em")
 
     def _arguments(self, given: tuple[Any, ...], needs_rows: bool = True) -> tuple[Any, ...]:
         if self._missing and not given and needs_rows:

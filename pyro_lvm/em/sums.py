@@ -35,7 +35,7 @@ def weighted_sums(weights: Tensor, statistic: Tensor, places: torch.Size, item_d
     result = torch.einsum(f"{terms[0]},{terms[1]}->{out}{item}", *operands)
     shape = [size if x in out else 1 for x, size in zip(letters, places, strict=True)]
     item_shape = statistic.shape[rank:]
-    return result.reshape(*shape, *item_shape).expand(*places, *item_shape).reshape(*wanted, *item_shape)
+    return result.reshape((*shape, *item_shape)).expand((*places, *item_shape)).reshape((*wanted, *item_shape))
 
 
 def scatters(weights: Tensor, deviations: Tensor, places: torch.Size) -> Tensor:
@@ -61,7 +61,7 @@ def scatters(weights: Tensor, deviations: Tensor, places: torch.Size) -> Tensor:
     rows = rows.permute(*kept, *summed, rank).reshape(-1, *[_product(full, summed)], size)
     each = weights.expand(full).permute(*kept, *summed).reshape(_product(full, kept), -1)
     found = [(rows[0 if alone else i] * w.unsqueeze(-1)).mT @ rows[0 if alone else i] for i, w in enumerate(each)]
-    return torch.stack(found).reshape(*wanted, size, size)
+    return torch.stack(found).reshape((*wanted, size, size))
 
 
 def _product(sizes: torch.Size, dims: list[int]) -> int:
@@ -72,4 +72,4 @@ def _product(sizes: torch.Size, dims: list[int]) -> int:
 
 
 def _padded(tensor: Tensor, dims: int) -> Tensor:
-    return tensor.reshape(*[1] * (dims - tensor.dim()), *tensor.shape)
+    return tensor.reshape([1] * (dims - tensor.dim()) + list(tensor.shape))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 
 from pyro_lvm.em.roles import IDENTITY, Items, Picked, Theta, find
@@ -58,11 +59,10 @@ class Use:
 
 
 def base(fn: Any) -> tuple[Any, int]:
-    """A distribution without the wrappers that events put around it, and how many dimensions they took."""
+    """A distribution without the wrappers that events and plates put around it, and the dimensions that events took."""
     dims = 0
-    while isinstance(fn, torch.distributions.Independent):
-        dims, fn = dims + fn.reinterpreted_batch_ndims, fn.base_dist
-    while hasattr(fn, "base_dist") and not isinstance(fn, torch.distributions.TransformedDistribution):
+    while isinstance(fn, torch.distributions.Independent | ExpandedDistribution):
+        dims += getattr(fn, "reinterpreted_batch_ndims", 0)
         fn = fn.base_dist
     return fn, dims
 
