@@ -31,9 +31,9 @@ print(f"{len(visits):,} customer-years, {visits.mean():.2f} visits a year on ave
 mixtures = {}
 for K in range(1, 7):
     mixtures[K] = lvm.models.Mixture(K, "poisson", num_features=1)
-    result = lvm.fit_em(mixtures[K], visits, num_restarts=5, seed=0)
+    result = lvm.fit_em(mixtures[K], visits, num_restarts=5, seed=0, progress=False)
     criteria = f"BIC {mixtures[K].bic(visits):,.0f}, ICL {mixtures[K].icl(visits):,.0f}"
-    print(f"{K} segments: log-likelihood {result.objective:,.1f} nats, {criteria}")
+    print(f"{K} segments: log-likelihood {result.objective[-1]:,.1f} nats, {criteria}")
 
 K = min(mixtures, key=lambda K: mixtures[K].icl(visits))
 mixture = mixtures[K]

@@ -42,7 +42,7 @@ print(f"{len(answers):,} women, {len(ITEMS)} items with {num_categories} answers
 mixtures = {}
 for K in range(1, 7):
     mixtures[K] = lvm.models.Mixture(K, "categorical", num_categories=num_categories)
-    result = lvm.fit_em(mixtures[K], answers, num_restarts=5, seed=0)
+    result = lvm.fit_em(mixtures[K], answers, num_restarts=5, seed=0, progress=False)
     criteria = f"BIC {mixtures[K].bic(answers):,.0f}, ICL {mixtures[K].icl(answers):,.0f}"
     print(f"{K} classes: {mixtures[K].num_parameters} parameters, {criteria}")
 

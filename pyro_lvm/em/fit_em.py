@@ -154,7 +154,8 @@ def fit_em(
                 own = owner.em_steps(*held.args, **({"missing": True} if missing else {}))
                 steps: Any = FusedSteps(own, batches)
                 starts = [theta, *_own_starts(owner, program, complete, num_restarts - 1, seed)]
-                runs: list[Any] = [Run(steps, _stacked(starts), *options)]
+                together = [_stacked(starts)] if own.takes_restarts else starts
+                runs: list[Any] = [Run(steps, start, *options) for start in together]
                 latent_rules, rules = {n: "the model's own E-step" for n in program.sites.enumerated}, {}
             else:
                 one_batch = batch_size is None and loader is None

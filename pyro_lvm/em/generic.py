@@ -85,7 +85,8 @@ class GenericSteps:
     def _give_up(self, new: Theta, theta: Theta, names: set[str]) -> None:
         """Leave parameters to a search if Q still rises at what should be its maximum, and not on a boundary."""
         constraints = self.program.program.parameters.constraints
-        asked = [name for name in names if is_real(constraints[name]) or not (new[name] == 0).any()]
+        inside = [name for name in names if is_real(constraints[name]) or not (new[name] == 0).any()]
+        asked = [name for name in inside if not self.plan.is_floored(name, new[name])]
         for name, slope in self.m_step.gradient(asked, new, self._batches_at(theta)).items() if asked else ():
             if not slope.abs().max() <= _FLAT[slope.dtype] * self.num_rows:
                 self.plan.give_up(name, "its closed form is no maximum of Q")

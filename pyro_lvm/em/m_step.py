@@ -66,7 +66,11 @@ class MStep:
                 items = form.items[argument]
                 for name, value in items.split(values, theta).items():
                     if name in names & self.plan.users(key, argument):
-                        new[name] = self.plan.links[name].inverse(value).to(theta[name])
+                        found = self.plan.links[name].inverse(value).to(theta[name])
+                        if torch.isfinite(found).all():
+                            new[name] = found
+                        else:
+                            self.plan.give_up(name, f"its maximum is no {self.plan.links[name].name} of any number")
         return new
 
     def _as_arguments(self, key: str, argument: str, theta: Theta) -> Tensor:

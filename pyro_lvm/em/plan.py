@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_lvm.em.forms import Dirichlet, Form, Ratio, Simplex, Values
@@ -138,6 +139,16 @@ class Plan:
         data = self.program.program.data
         return len(args[data.has_rows.index(True)]) if any(data.has_rows) else None
 
+    def is_floored(self, name: str, value: Tensor) -> bool:
+        """Whether a scale or covariance is as small as it may be, where Q may still rise."""
+        form, argument = self._arguments.get(name, ("", ""))
+        if argument not in ("scale", "covariance"):
+            return False
+        spread = self.links[name].call(value.double())
+        least = torch.linalg.eigvalsh(spread).min() if argument == "covariance" else spread.square().min()
+        floors = [getattr(f, "floor", 0.0) for key, f in self.forms.items() if key.split()[0] == form]
+        return any(bool(least <= floor * (1 + 1e-3)) for floor in floors)
+
     def _follows_rows(self, use: Use) -> bool:
         """Whether which items stand where differs from row to row, as in ``effects[group]``."""
         sites = self.program.program.sites
@@ -224,7 +235,9 @@ class Plan:
         for use in uses.values():
             if use.family is None or use.prior_of:
                 continue
-            whole = use.picked and use.params <= set(self.closed)
+            whole = (
+                use.picked and all(role.names for role in use.roles.values() if role) and use.params <= set(self.closed)
+            )
             if use.family.form in _MATCHED_FORMS and not whole:
                 for name in use.params & set(self.closed):
                     self.give_up(name, "the other parameter of its family is not free")

@@ -77,8 +77,8 @@ class EMProgram:
         for name, site in unknown.items():
             if name not in self.points and site["infer"].get("enumerate") != "parallel":
                 raise ValueError(
-                    f"the latent {name!r} of the rows has no finite support, so that EM cannot sum it out: pass a "
-                    "guide, as in fit_em(model, x, guide=guide)"
+                    f"the latent {name!r} of the rows has no finite support, so that EM cannot sum it out: fit the "
+                    "model by lvm.fit, with a guide for it"
                 )
         self.model = Points(self.points)(model) if self.points else model
         self.program = Program(self.model, None, data, example, kwargs, plate)

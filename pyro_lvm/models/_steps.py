@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-Params = dict[str, Tensor]  # constrained values by name; all may have a leading dimension of restarts, [R, ...]
+Params = dict[str, Tensor]  # constrained values by name; of restarts at once, [R, ...]
 Sums = dict[str, Tensor]
 
 
@@ -15,6 +15,7 @@ class Steps(ABC):
     """An E-step whose results add up over batches of rows, and the M-step that takes them."""
 
     objective_name = "log-likelihood"
+    takes_restarts = False  # several at once, in a leading dimension of all parameters
 
     @abstractmethod
     def expect(self, params: Params, args: tuple[Any, ...], weight: Tensor | None) -> Sums:

@@ -52,6 +52,8 @@ class GaussianMixtureSteps(Steps):
         J.-H. Won et al., "Condition-number-regularized covariance estimation" (2013), for the constraint.
     """
 
+    takes_restarts = True
+
     def __init__(self, floor: float = 0.0) -> None:
         self.floor = floor
 

@@ -169,3 +169,39 @@ def test_a_poisson_mixture_gets_closed_forms():
     result = lvm.fit_em(lvm.models.Mixture(2, "poisson", num_features=2), counts, progress=False)
     assert "rate     weighted mean" in result.summary()
     assert result.converged
+
+
+def test_a_variance_stops_at_its_floor():
+    """One row far away would get a component of its own with no variance at all."""
+    x = torch.cat([torch.linspace(-1, 1, 50), torch.tensor([100.0])])
+
+    def normals(x):
+        loc = pyro.param("loc", torch.tensor([0.0, 90.0]))
+        scale = pyro.param("scale", torch.ones(2), constraint=constraints.positive)
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(2)))
+            pyro.sample("x", dist.Normal(loc[z], scale[z]), obs=x)
+
+    result = lvm.fit_em(normals, x, progress=False)
+    torch.testing.assert_close(result.params["scale"][1], (1e-6 * x.var(correction=0)).sqrt())
+    assert "scale  weighted standard deviation" in result.summary()
+
+
+def test_a_maximum_beyond_its_link_is_searched():
+    """No exponential is the mean of negative numbers."""
+
+    def normals(x):
+        log_loc = pyro.param("log_loc", torch.tensor([0.0, 1.0]))
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(2)))
+            pyro.sample("x", dist.Normal(log_loc[z].exp(), 1.0), obs=x)
+
+    x = torch.cat([torch.linspace(-3, -2, 30), torch.linspace(4, 6, 30)])
+    result = lvm.fit_em(normals, x, max_iter=20, progress=False)
+    assert "L-BFGS on Q, for its maximum is no exp of any number" in result.summary()
+    torch.testing.assert_close(result.params["log_loc"][1], torch.tensor(5.0).log(), rtol=1e-2, atol=0.0)
+
+
+def test_restarts_of_coordinate_ascent_run_one_by_one():
+    result = lvm.fit_em(lvm.models.BayesianGaussianMixture(3, 2), X, num_restarts=2, progress=False)
+    assert result.restarts.shape == (2,)

@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import logsumexp
 
 import pyro_lvm as lvm
-from pyro_lvm.models._mixture_base import MixtureModule, clusters
+from pyro_lvm.models._mixture_base import clusters
 from pyro_lvm.models.mixture import Bernoulli, Categorical, Exponential, Gamma, Mixture, Multinomial, Poisson
 
 K = 3
