@@ -8,11 +8,12 @@ from pyro_lvm.em.fit_em import fit_em
 from pyro_lvm.em.result import EMResult
 from pyro_lvm.em.run import EMState, NotMonotoneError
 from pyro_lvm.importance import Estimate, Evidence
+from pyro_lvm.load import load
 from pyro_lvm.result import Result, prior_predictive
 from pyro_lvm.svi.fit import fit
 from pyro_lvm.svi.nonfinite import NonFiniteError
 from pyro_lvm.svi.objective import Objective
-from pyro_lvm.svi.result import SVIResult, load
+from pyro_lvm.svi.result import SVIResult
 from pyro_lvm.svi.stopping import FitState, StopWhenFlat
 from pyro_lvm.version import __version__ as __version__
 

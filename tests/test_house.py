@@ -45,6 +45,7 @@ ORDER = (
     "result",
     "svi",
     "em",
+    "load",
     "diagnostics",
 )
 

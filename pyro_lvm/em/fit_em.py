@@ -19,13 +19,12 @@ from pyro_lvm.data import Data, check_weight
 from pyro_lvm.em.fused import FusedSteps
 from pyro_lvm.em.generic import GenericSteps
 from pyro_lvm.em.online import OnlineRun
-from pyro_lvm.em.program import POINT, EMProgram
+from pyro_lvm.em.program import POINT, complete, make_program
 from pyro_lvm.em.result import EMResult
 from pyro_lvm.em.run import EMState, Rows, Run, Theta
 from pyro_lvm.em.starts import other_start
 from pyro_lvm.interrupts import interrupts
 from pyro_lvm.modules import awaits_start, unchanged_if_it_fails
-from pyro_lvm.params import ConstrainedParameters
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
 from pyro_lvm.svi.initial import initial_values
@@ -131,18 +130,13 @@ def fit_em(
         held = Data(LoaderRows(loader, None).first()) if loader is not None else Data(data, rows, missing=missing)
         held.complete = loader is None
         weight = check_weight(sample_weight, held.num_rows)
-        complete = Data(tuple(_filled(a) for a in held.args), rows) if missing else held
+        filled = complete(held, rows) if missing else held
         if (waiting := awaits_start(model)) is not None:
-            waiting.initialize(*complete.args)
+            waiting.initialize(*filled.args)
             waiting.initialized = True
-        example = None if batch_size is None else complete.take(slice(0, batch_size))
+        example = None if batch_size is None else filled.take(slice(0, batch_size))
         batches, total = _batches(held, weight, batch_size, loader)
-        if fused:
-            program = Program(model, None, complete, example, model_kwargs, plate)
-            program.parameters = ConstrainedParameters(program.parameters)
-        else:
-            em = EMProgram(model, complete, latents, model_kwargs, plate, example)
-            program = em.program
+        em, program = make_program(model, filled, fused, latents, model_kwargs, plate, example)
         if batch_size is not None or loader is not None:
             program.check_minibatches()
         theta = program.parameters.start() | initial_values(program, _named(program, init))
@@ -150,10 +144,10 @@ def fit_em(
             raise ValueError("the model has no parameters to fit: it needs pyro.param, PyroParam or a prior")
         with interrupts() as interrupted, tqdm(disable=not progress, unit=" iterations") as bar:
             options = (max_iter, tol, total, callbacks)
-            if fused:
+            if em is None:
                 own = owner.em_steps(*held.args, **({"missing": True} if missing else {}))
                 steps: Any = FusedSteps(own, batches)
-                starts = [theta, *_own_starts(owner, program, complete, num_restarts - 1, seed)]
+                starts = [theta, *_own_starts(owner, program, filled, num_restarts - 1, seed)]
                 together = [_stacked(starts)] if own.takes_restarts else starts
                 runs: list[Any] = [Run(steps, start, *options) for start in together]
                 latent_rules, rules = {n: "the model's own E-step" for n in program.sites.enumerated}, {}
@@ -181,6 +175,8 @@ def fit_em(
             restarts=restarts,
             latents=latent_rules,
             rules=rules or dict.fromkeys(theta, "the model's own M-step"),
+            own_steps=fused,
+            asked=None if latents is None else list(latents),
             missing=missing,
             seconds=time.perf_counter() - began,
             converged=all(run.converged for run in runs),
@@ -221,13 +217,6 @@ def _named(program: Program, init: Any) -> Any:
         return init
     known = program.parameters.constraints
     return {POINT + n if n not in known and POINT + n in known else n: v for n, v in init.items()}
-
-
-def _filled(argument: Any) -> Any:
-    """Rows with the means of their columns in place of missing entries."""
-    if not isinstance(argument, Tensor) or not argument.is_floating_point():
-        return argument
-    return torch.where(argument.isnan(), argument.nanmean(0).nan_to_num(), argument)
 
 
 def _own_starts(owner: Any, program: Program, data: Data, count: int, seed: int) -> Iterator[Theta]:

@@ -116,3 +116,37 @@ def _check_latents(latents: Sequence[str] | None, unknown: Collection[str]) -> N
         raise ValueError(
             f"latents names {wrong[0]!r}, which is no latent site of the model; those are {sorted(unknown)}"
         )
+
+
+def make_program(
+    model: Callable,
+    data: Data,
+    own_steps: bool,
+    latents: Sequence[str] | None,
+    model_kwargs: Mapping[str, Any] | None,
+    plate: str | None,
+    example: tuple[Any, ...] | None = None,
+) -> tuple[EMProgram | None, Program]:
+    """The model as EM sees it, and as results do.
+
+    A model with steps of its own keeps its guide, which says what its parameters are the posterior of.
+    """
+    if own_steps:
+        program = Program(model, None, data, example, model_kwargs, plate)
+        program.parameters = ConstrainedParameters(program.parameters)
+        return None, program
+    em = EMProgram(model, data, latents, model_kwargs, plate, example)
+    return em, em.program
+
+
+def complete(data: Data, rows: Sequence[int] | None) -> Data:
+    """The data with the means of their columns in place of missing entries."""
+    filled = Data(tuple(map(_filled, data.args)), rows)
+    filled.complete = data.complete
+    return filled
+
+
+def _filled(argument: Any) -> Any:
+    if not isinstance(argument, Tensor) or not argument.is_floating_point() or not argument.isnan().any():
+        return argument
+    return torch.where(argument.isnan(), argument.nanmean(0).nan_to_num(), argument)

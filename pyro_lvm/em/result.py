@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from pyro_lvm import files
-from pyro_lvm.em.program import POINT
+from pyro_lvm import files, randomness
+from pyro_lvm.data import Data
+from pyro_lvm.em.program import POINT, complete, make_program
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
+from pyro_lvm.svi.result import restored
 
 
 class EMResult(Result):
@@ -33,6 +36,8 @@ class EMResult(Result):
         objective_name: str,
         latents: dict[str, str],
         rules: dict[str, str],
+        own_steps: bool,
+        asked: list[str] | None,
         num_iter: int,
         restarts: Tensor,
         missing: bool,
@@ -41,19 +46,11 @@ class EMResult(Result):
         seed: int,
     ) -> None:
         self.objective, self.objective_name, self.restarts = objective, objective_name, restarts
-        self._missing = missing
+        self._missing, self._own_steps, self._asked = missing, own_steps, asked
         self.num_iter = num_iter
         self._latents_by, self._rules = latents, rules
         super().__init__(program, values, num_steps=self.num_iter, seconds=seconds, converged=converged, seed=seed)
         self.params = {name.removeprefix(POINT): value for name, value in self.params.items()}
-
-    def save(self, path: files.FilePath) -> None:
-        """Not possible for EM yet: keep ``params``, and pass them as ``init=`` to another fit.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("a result of EM cannot be saved yet: keep result.params, and pass them as init= to fit_em")
 
     def _arguments(self, given: tuple[Any, ...], needs_rows: bool = True) -> tuple[Any, ...]:
         if self._missing and not given and needs_rows:
@@ -81,3 +78,34 @@ class EMResult(Result):
         )
 
     __repr__ = __str__
+
+    def _state(self) -> dict[str, Any]:
+        return super()._state() | {
+            "objective": self.objective,
+            "objective_name": self.objective_name,
+            "restarts": self.restarts,
+            "num_iter": self.num_iter,
+            "missing": self._missing,
+            "latents": self._latents_by,
+            "rules": self._rules,
+            "own_steps": self._own_steps,
+            "asked": self._asked,
+        }
+
+
+def load(
+    path: files.FilePath,
+    model: Callable,
+    *data: Any,
+    plate: str | None = None,
+    rows: Sequence[int] | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> EMResult:
+    """Read a result of :func:`pyro_lvm.fit_em`; see :func:`pyro_lvm.load`."""
+    names = ["objective", "objective_name", "restarts", "num_iter", "missing", "latents", "rules", "own_steps", "asked"]
+    names += ["seconds", "converged", "seed"]
+    state = files.read(path, "result", ["data", "params", *names])
+    with randomness.seeded(state["seed"]):
+        held = complete(Data(data, rows, missing=state["missing"]), rows)
+        program = make_program(model, held, state["own_steps"], state["asked"], model_kwargs, plate)[1]
+    return EMResult(program, restored(program, state, path), **{name: state[name] for name in names})

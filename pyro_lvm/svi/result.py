@@ -93,28 +93,21 @@ def load(
     rows: Sequence[int] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> SVIResult:
-    """Read a result that ``result.save(path)`` wrote. The file is read as tensors and numbers; nothing is unpickled.
-
-    As after the fit, the user's modules hold the final values.
-
-    Args:
-        path: The file.
-        model: The model of the fit. It is not started from the data: what it makes in ``initialize`` must be there.
-        guide: The guide of the fit.
-        data: The data of the fit; any rows, if the fit took its own from a ``DataLoader``.
-        plate: As in the fit.
-        rows: As in the fit.
-        model_kwargs: As in the fit.
-
-    Raises:
-        ValueError: if the file holds no result, or one of other data, or its parameters are not those of the model and
-            guide.
-    """
+    """Read a result of :func:`pyro_lvm.fit`; see :func:`pyro_lvm.load`."""
     state = files.read(
         path, "result", ["data", "params", "losses", "target", "validation", "seconds", "seed", "compiled"]
     )
     with randomness.seeded(state["seed"]):
         program = Program(model, guide, Data(data, rows), None, model_kwargs, plate)
+    return SVIResult._from_state(program, state | {"params": restored(program, state, path)})
+
+
+def restored(program: Program, state: Mapping[str, Any], path: files.FilePath) -> dict[str, Tensor]:
+    """The parameters of a saved result, which the user's modules hold then, too.
+
+    Raises:
+        ValueError: if the result is one of other data, or its parameters are not those of the program.
+    """
     if state["data"] not in (None, fingerprint(program.data.args)):
         raise ValueError(
             f"{str(path)!r} holds a fit to other data: load it with the data of the fit, and give new rows to score, "
@@ -129,6 +122,6 @@ def load(
     values = {name: v.to(here[name].device) for name, v in state["params"].items()}
     parameters.write(values)
     parameters.write_untrained({path: values[path] for path in parameters.untrained()})
-    if (owner := awaits_start(model)) is not None:
+    if (owner := awaits_start(program.model)) is not None:
         owner.initialized = True
-    return SVIResult._from_state(program, state | {"params": values})
+    return values

@@ -305,11 +305,31 @@ def test_same_seed_same_fit():
     torch.testing.assert_close(one.objective, two.objective, rtol=0, atol=0)
 
 
-def test_saving_is_refused_with_another_way(tmp_path):
-    result = fit(model, counts())
-    with pytest.raises(ValueError, match="pass them as init="):
-        result.save(tmp_path / "fit.pt")
-    assert not (tmp_path / "fit.pt").exists()
+def test_result_can_be_saved_and_read_again(tmp_path):
+    x = counts()
+    result = fit(model, x)
+    result.save(tmp_path / "fit.pt")
+    again = lvm.load(tmp_path / "fit.pt", model, None, x)
+    assert str(again) == str(result)
+    torch.testing.assert_close(again.params, result.params, rtol=0, atol=0)
+    torch.testing.assert_close(again.score().value, result.score().value, rtol=0, atol=0)
+    with pytest.raises(ValueError, match="holds a fit to other data"):
+        lvm.load(tmp_path / "fit.pt", model, None, x + 1)
+    with pytest.raises(ValueError, match="has no guide"):
+        lvm.load(tmp_path / "fit.pt", model, "mean_field", x)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_fits_by_own_steps_can_be_saved(tmp_path, missing):
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    if missing:
+        x[::5, 1] = torch.nan
+    result = lvm.fit_em(lvm.models.GaussianMixture(2, 2), x, missing=missing, progress=False)
+    result.save(tmp_path / "fit.pt")
+    mixture = lvm.models.GaussianMixture(2, 2)
+    again = lvm.load(tmp_path / "fit.pt", mixture, None, x)
+    torch.testing.assert_close(again.params, result.params, rtol=0, atol=0)
+    torch.testing.assert_close(mixture.observed_log_prob(x).sum(), result.objective[-1])
 
 
 def test_restarts_end_at_the_best_of_all():
