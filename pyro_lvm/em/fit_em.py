@@ -145,7 +145,8 @@ def fit_em(
         with interrupts() as interrupted, tqdm(disable=not progress, unit=" iterations") as bar:
             options = (max_iter, tol, total, callbacks)
             if em is None:
-                own = owner.em_steps(*held.args, **({"missing": True} if missing else {}))
+                counted = held.args if weight is None else held.take(weight > 0)
+                own = owner.em_steps(*counted, **({"missing": True} if missing else {}))
                 steps: Any = FusedSteps(own, batches)
                 starts = [theta, *_own_starts(owner, program, filled, num_restarts - 1, seed)]
                 together = [_stacked(starts)] if own.takes_restarts else starts
@@ -153,7 +154,9 @@ def fit_em(
                 latent_rules, rules = {n: "the model's own E-step" for n in program.sites.enumerated}, {}
             else:
                 one_batch = batch_size is None and loader is None
-                steps = GenericSteps(em, theta, batches, total, one_batch, "exact" if e_step == "auto" else e_step)
+                steps = GenericSteps(
+                    em, theta, batches, total, one_batch, "exact" if e_step == "auto" else e_step, online is not None
+                )
                 if online is None:
                     starts = [theta, *(other_start(steps, theta, seed + i) for i in range(1, num_restarts))]
                     runs = [Run(steps, start, *options) for start in starts]

@@ -54,7 +54,18 @@ def observed(use: Use, site: Site, weights: Tensor) -> tuple[Any, tuple[Tensor, 
     """The distribution without wrappers, the statistics of its value, and weights with its event dimensions."""
     fn, event_dims = base(site["fn"])
     statistics = use.family.statistics(fn, site["value"])  # type: ignore[union-attr]
-    return fn, tuple(torch.as_tensor(s) for s in statistics), weights[(..., *[None] * event_dims)]
+    weights = weights[(..., *[None] * event_dims)]
+    return fn, tuple(_where_it_counts(torch.as_tensor(s), weights) for s in statistics), weights
+
+
+def _where_it_counts(statistic: Tensor, weights: Tensor) -> Tensor:
+    """A statistic with zeros where it is not finite and nothing counts, as under a mask."""
+    bad = ~torch.isfinite(statistic)
+    if not bad.any():
+        return statistic
+    extra = max(0, statistic.dim() - weights.dim())
+    counted = weights[(..., *[None] * extra)] * bad if extra else weights * bad
+    return statistic if counted.any() else torch.where(bad, 0.0, statistic)
 
 
 def placed(values: Tensor, index: Tensor, count: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_lvm.em.e_step import Expectation, drawn, expect
 from pyro_lvm.em.forms import add
 from pyro_lvm.em.m_step import MStep, Sums
-from pyro_lvm.em.plan import Plan, is_real
+from pyro_lvm.em.plan import LEAST_SQUARES, Plan, is_real
 from pyro_lvm.em.program import EMProgram
 from pyro_lvm.em.run import Rows, Theta
 
@@ -28,6 +28,7 @@ class GenericSteps:
         num_rows: N, or the total weight.
         one_batch: Whether that is one batch, whose E-step is worth keeping.
         kind: "exact", "hard" (each row counts with its best states alone) or "monte_carlo" (with draws of its states).
+        patient: See :class:`MStep`.
 
     Attributes:
         plan: The rule of each parameter.
@@ -41,11 +42,12 @@ class GenericSteps:
         num_rows: float,
         one_batch: bool,
         kind: str = "exact",
+        patient: bool = False,
     ) -> None:
         self.program, self.batches, self.num_rows, self.kind = program, batches, num_rows, kind
         self.one_batch = one_batch
         self.plan = Plan(program, theta, (args for args, _ in batches()))
-        self.m_step = MStep(self.plan)
+        self.m_step = MStep(self.plan, patient)
         self._tried = False
         self._kept: tuple[Theta, list] | None = None
 
@@ -66,7 +68,7 @@ class GenericSteps:
         value, sums = torch.zeros((), dtype=torch.float64), dict[str, Tensor]()
         for i, (args, weight, expectation) in enumerate(self._expectations(theta)):
             value = value + expectation.objective(weight) + (expectation.outside if i == 0 else 0.0)
-            for key, part in self.m_step.sums(args, expectation).items():
+            for key, part in self.m_step.sums(args, expectation, first=i == 0).items():
                 sums[key] = add(sums[key], part) if key in sums else part
         return value, sums
 
@@ -76,7 +78,11 @@ class GenericSteps:
             self._tried = True
             late = self.plan.late_params
             self._give_up(self.m_step.closed(found, theta), theta, set(self.plan.closed) - late)
-            self._give_up(self._m_step(theta, found), theta, set(self.plan.closed) & late)
+            self._give_up(
+                self._m_step(theta, found),
+                theta,
+                (set(self.plan.closed) & late) | set(self.plan.governed_by(LEAST_SQUARES)),
+            )
         return self._m_step(theta, found)
 
     def _m_step(self, theta: Theta, found: Sums) -> Theta:

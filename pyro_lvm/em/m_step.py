@@ -26,17 +26,19 @@ class MStep:
 
     Args:
         plan: The rule of each parameter.
+        patient: Whether a number that has no maximum stays as it is until more rows are seen, and is else searched for.
     """
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan, self.program = plan, plan.program
+    def __init__(self, plan: Plan, patient: bool = False) -> None:
+        self.plan, self.program, self.patient = plan, plan.program, patient
 
-    def sums(self, args: tuple[Any, ...], expectation: Expectation, late: bool = False) -> Sums:
+    def sums(self, args: tuple[Any, ...], expectation: Expectation, first: bool = True, late: bool = False) -> Sums:
         """What the closed forms need to know of some rows.
 
         Args:
             args: The rows.
             expectation: Of the E-step on them; its trace may be at later parameters.
+            first: Whether these rows are the first of a sweep, with which what lies outside the rows is counted.
             late: Whether to look at sites whose loc was just found by other means, and else at all others.
         """
         found: Sums = {}
@@ -44,6 +46,8 @@ class MStep:
         with torch.no_grad():
             for use in self.plan.uses(args).values():
                 if use.family is None or use.prior_of or not use.params & closed or self.plan.is_late(use) != late:
+                    continue
+                if not first and use.site not in self.program.program.sites.local:
                     continue
                 use = use.given("loc") if late else use
                 if not use.picked:
@@ -55,7 +59,7 @@ class MStep:
 
     def closed(self, sums: Sums, theta: Theta) -> dict[str, Tensor]:
         """The parameters with all maxima in closed form that these sums speak of."""
-        new = dict(theta)
+        new, constraints = dict(theta), self.program.program.parameters.constraints
         names = set(self.plan.closed)
         for key, part in sums.items():
             form = self.plan.forms[key]
@@ -67,10 +71,15 @@ class MStep:
                 for name, value in items.split(values, theta).items():
                     if name in names & self.plan.users(key, argument):
                         found = self.plan.links[name].inverse(value).to(theta[name])
-                        if torch.isfinite(found).all():
-                            new[name] = found
-                        else:
+                        fits = constraints[name].check(found)
+                        if self.patient:
+                            new[name] = torch.where(fits, found, theta[name]) if fits.shape == found.shape else found
+                        elif not torch.isfinite(found).all():
                             self.plan.give_up(name, f"its maximum is no {self.plan.links[name].name} of any number")
+                        elif not fits.all():
+                            self.plan.give_up(name, "its maximum is outside its constraint")
+                        else:
+                            new[name] = found
         return new
 
     def _as_arguments(self, key: str, argument: str, theta: Theta) -> Tensor:
@@ -96,9 +105,9 @@ class MStep:
             new |= self._search(searched, new, batches)
         if linear or searched:
             late: Sums = {}
-            for args, expectation in batches():
+            for i, (args, expectation) in enumerate(batches()):
                 there = expectation._replace(trace=self.program.trace(new, args))
-                for key, part in self.sums(args, there, late=True).items():
+                for key, part in self.sums(args, there, first=i == 0, late=True).items():
                     late[key] = add(late[key], part) if key in late else part
             new = self.closed(late, new)
         return new

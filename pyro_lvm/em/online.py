@@ -33,7 +33,8 @@ class OnlineRun:
         objective: The sum of each pass over its minibatches, each at the parameters of its moment, ``[num_epochs]``.
 
     Raises:
-        ValueError: for a parameter without a closed form, whose sums cannot be forgotten.
+        ValueError: for a parameter without a closed form, whose sums cannot be forgotten, and for observations outside
+            the rows.
     """
 
     converged = False
@@ -53,6 +54,9 @@ class OnlineRun:
                 f"online EM needs a closed form for every parameter, and {others[0]!r} has none: "
                 f"{steps.plan.rules[others[0]]}"
             )
+        local, uses = steps.program.program.sites.local, steps.plan.uses(next(iter(steps.batches()))[0])
+        if outside := [n for n, use in uses.items() if n not in local and not use.prior_of and use.params]:
+            raise ValueError(f"online EM needs all observations in the rows, and {outside[0]!r} lies outside")
         self.steps, self.theta, self.batches, self.exponent = steps, theta, batches, exponent
         self.num_epochs, self.callbacks = num_epochs, callbacks
         self._values: list[Tensor] = []

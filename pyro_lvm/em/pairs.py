@@ -42,10 +42,35 @@ class Pairs:
         return torch.cat([sums, sums.new_zeros(len(self) - len(sums), *sums.shape[1:])])
 
 
-def floor_of(variances: Tensor) -> float:
-    """The smallest variance that a component may have: a millionth of that of the least varying feature."""
-    positive = variances[variances > 0]
-    return _FLOOR * float(positive.min()) if len(positive) else 0.0
+class Floors:
+    """The smallest variance of each item: a millionth of that of the least varying feature that it is used for.
+
+    Args:
+        count: The number of items.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.values = torch.full((count,), torch.inf, dtype=torch.float64)
+
+    def see(self, index: Tensor, variances: Tensor) -> None:
+        """Note the variances where items stand, of those that were not seen yet."""
+        index, variances = (t.flatten() for t in torch.broadcast_tensors(index, variances))
+        new = (index >= 0) & (variances > 0)
+        new &= torch.isinf(self.values[index.clamp(min=0)])
+        self.values.scatter_reduce_(0, index[new], _FLOOR * variances[new], "amin")
+
+    def below(self, variances: Tensor) -> Tensor:
+        """The floors, lower for items that are lower already."""
+        return torch.minimum(torch.where(torch.isinf(self.values), 0.0, self.values), variances)
+
+
+def _spread(weights: Tensor, x: Tensor, event_dims: int) -> Tensor:
+    """The weighted variance of each feature, with size 1 in all other dimensions."""
+    places = torch.Size([1] * (x.dim() - event_dims) + list(x.shape[x.dim() - event_dims :]))
+    full = torch.broadcast_shapes(weights.shape, x.shape)
+    n = weighted_sums(weights, torch.ones_like(x).expand(full), places).clamp(min=1e-300)
+    mean = weighted_sums(weights, x, places) / n
+    return weighted_sums(weights, (x - mean).square(), places) / n
 
 
 class Normal:
@@ -55,12 +80,12 @@ class Normal:
 
     Attributes:
         pairs: Of a loc and a scale.
-        floor: The smallest variance.
+        floors: The smallest variances.
     """
 
     def __init__(self, items: Items, centre: Tensor) -> None:
         self.items, self.centre, self.pairs = {"loc": items, "scale": items}, centre.double(), Pairs()
-        self.floor = 0.0
+        self.floors = Floors(items.count)
 
     def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
         """The weight, the sum and the sum of squares about the centre, ``[P, 3]``."""
@@ -74,7 +99,7 @@ class Normal:
         rows = self.pairs.rows(loc, scale)
         summed = [-d for d, size in enumerate(reversed(rows.shape), 1) if size == 1 and d <= x.dim()]
         middle = x.mean(summed, keepdim=True) if summed else x
-        self.floor = self.floor or floor_of((x - middle).square().mean(summed))
+        self.floors.see(scale, _spread(weights, x, use.event_dims))
         full = torch.broadcast_shapes(weights.shape, x.shape)
         n, first, second = (
             weighted_sums(weights, (x - middle).expand(full) ** power, rows.shape) for power in range(3)
@@ -103,7 +128,7 @@ class Normal:
             off = torch.where(of_loc < 0, 0.0, moved[of_loc.clamp(min=0)])
             squares = placed(second - 2 * off * first + off.square() * n, of_scale, count) + variance_prior[:, 1]
             weight = placed(n, of_scale, count) + variance_prior[:, 0]
-            variances = torch.maximum(squares / weight, scales.square().clamp(max=self.floor))
+            variances = torch.maximum(squares / weight, self.floors.below(scales.square()))
             scales = torch.where(free["scale"] & (weight > 0), variances.sqrt(), scales)
             if all(torch.allclose(a, b, rtol=1e-13, atol=0) for a, b in zip(before, (moved, scales), strict=True)):
                 break
@@ -121,12 +146,12 @@ class MultivariateNormal:
 
     Attributes:
         pairs: Of a loc and a covariance.
-        floor: The smallest eigenvalue of a covariance.
+        floors: The smallest eigenvalues of the covariances.
     """
 
     def __init__(self, locs: Items, covariances: Items, centre: Tensor) -> None:
         self.items, self.centre, self.pairs = {"loc": locs, "covariance": covariances}, centre.double(), Pairs()
-        self.floor = 0.0
+        self.floors = Floors(covariances.count)
 
     def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
         """The weight, the sum and the scatter about the centre, in a row for each pair, ``[P, 1 + D + D * D]``."""
@@ -138,7 +163,8 @@ class MultivariateNormal:
         rows = self.pairs.rows(loc, covariance)
         summed = [-d - 1 for d, size in enumerate(reversed(rows.shape), 1) if size == 1 and d < x.dim()]
         middle = x.mean(summed, keepdim=True) if summed else x
-        self.floor = self.floor or floor_of((x - middle).square().mean(summed))
+        spread = _spread(weights.unsqueeze(-1), x, 1).amin(-1)
+        self.floors.see(covariance, spread)
         n = weighted_sums(weights, torch.ones_like(weights), rows.shape)
         first = weighted_sums(weights, x - middle, rows.shape, 1)
         second = scatters(weights, x - middle, rows.shape)
@@ -164,19 +190,19 @@ class MultivariateNormal:
         about = second.reshape(-1, size, size) - cross - cross.mT + off.unsqueeze(-1) * off.unsqueeze(-2) * n[..., None]
         scatter = placed(about, of_covariance, len(covariances))
         weight = placed(n, of_covariance, len(covariances)).unsqueeze(-1)
-        found = _floored(scatter / weight.clamp(min=torch.finfo(weight.dtype).tiny), self.floor)
+        least = self.floors.below(torch.linalg.eigvalsh(covariances)[:, 0])
+        found = _floored(scatter / weight.clamp(min=torch.finfo(weight.dtype).tiny), least)
         seen = free["covariance"][:, None, None] & (weight > 0)
         return {"loc": self.centre + moved, "covariance": torch.where(seen, found, covariances)}
 
 
-def _floored(matrices: Tensor, floor: float) -> Tensor:
-    """Covariances with the largest likelihood among those with no eigenvalue below a floor."""
+def _floored(matrices: Tensor, floors: Tensor) -> Tensor:
+    """Covariances with the largest likelihood among those with no eigenvalue below their floor."""
     matrices = (matrices + matrices.mT) / 2
-    if floor == 0:
-        return matrices
     values, vectors = torch.linalg.eigh(matrices)
-    low = (values < floor).any(-1)[:, None, None]
-    return torch.where(low, (vectors * values.clamp(min=floor).unsqueeze(-2)) @ vectors.mT, matrices)
+    low = (values < floors.unsqueeze(-1)).any(-1)[:, None, None]
+    lifted = torch.maximum(values, floors.unsqueeze(-1)).unsqueeze(-2)
+    return torch.where(low, (vectors * lifted) @ vectors.mT, matrices)
 
 
 class Matched:

@@ -125,6 +125,11 @@ class Plan:
             first, last, middle = (base(t.nodes[use.site]["fn"])[0].loc for t in traces)
             grads = torch.autograd.grad(first.sum(), list(leaves.values()), allow_unused=True, retain_graph=True)
             moving = {n for n, g in zip(leaves, grads, strict=True) if g is not None}
+            scale = base(traces[0].nodes[use.site]["fn"])[0].scale
+            if scale.requires_grad:
+                grads = torch.autograd.grad(scale.sum(), list(leaves.values()), allow_unused=True, retain_graph=True)
+                if not moving.isdisjoint(n for n, g in zip(leaves, grads, strict=True) if g is not None):
+                    continue
             straight = (1 - _SHARE) * first + _SHARE * last
             tolerance = 100 * torch.finfo(middle.dtype).eps * (first.abs().max() + last.abs().max())
             if moving <= real and (middle - straight).abs().max() <= tolerance:
@@ -145,9 +150,13 @@ class Plan:
         if argument not in ("scale", "covariance"):
             return False
         spread = self.links[name].call(value.double())
-        least = torch.linalg.eigvalsh(spread).min() if argument == "covariance" else spread.square().min()
-        floors = [getattr(f, "floor", 0.0) for key, f in self.forms.items() if key.split()[0] == form]
-        return any(bool(least <= floor * (1 + 1e-3)) for floor in floors)
+        least = torch.linalg.eigvalsh(spread)[..., 0] if argument == "covariance" else spread.square()
+        for key, rule in self.forms.items():
+            if key.split()[0] == form and name in rule.items[argument].names:
+                floors = rule.floors.values[rule.items[argument].of([name])]  # type: ignore[attr-defined]
+                if ((least.flatten() <= floors * (1 + 1e-3)) & torch.isfinite(floors)).any():
+                    return True
+        return False
 
     def _follows_rows(self, use: Use) -> bool:
         """Whether which items stand where differs from row to row, as in ``effects[group]``."""

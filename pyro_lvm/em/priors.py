@@ -32,10 +32,12 @@ def pseudo_sums(site: Site, claim: tuple[str, str, str]) -> Tensor | None:
         claim: Form, argument and link of the parameter in the likelihood.
     """
     prior, _ = base(site["fn"])
+    if site["mask"] is not None or isinstance(site["scale"], Tensor):
+        return None
     shape = site["value"].shape
     if claim[:2] == ("simplex", "probs") and claim[2] == "identity" and isinstance(prior, dist.Dirichlet):
-        return (prior.concentration - 1).expand(shape).reshape(-1, shape[-1]).double()
+        return site["scale"] * (prior.concentration - 1).expand(shape).reshape(-1, shape[-1]).double()
     kind, pseudo = _DENSITIES.get(claim, (None, None))
     if kind is None or not isinstance(prior, kind):
         return None
-    return torch.stack([p.expand(shape).flatten().double() for p in pseudo(prior)], -1)  # type: ignore[misc]
+    return site["scale"] * torch.stack([p.expand(shape).flatten().double() for p in pseudo(prior)], -1)  # type: ignore[misc]

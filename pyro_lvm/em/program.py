@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -88,8 +89,10 @@ class EMProgram:
         """The model on some rows with its latents in parallel and its parameters at ``theta``."""
         program = self.program
         bound = program.bind(theta, self.model)
-        trace = enumerate_model(bound, args, program.model_kwargs, program.max_plate_nesting, None)
-        trace.compute_log_prob()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Encountered (NaN|[+-]inf)", UserWarning)  # as under a mask
+            trace = enumerate_model(bound, args, program.model_kwargs, program.max_plate_nesting, None)
+            trace.compute_log_prob()
         return trace
 
     def filling(self, seed: int, theta: Theta) -> dict[str, Tensor]:

@@ -127,7 +127,7 @@ def find(values: tuple[Tensor, Tensor], thetas: tuple[Theta, Theta], item_dim: i
     links = {0: _NUMBERS, 1: _SIMPLICES if form == "simplex" else _VECTORS, 2: _MATRICES}[item_dim]
     for link in links if items.count else ():
         tables = [_of(link, items.values(theta)) for theta in thetas]
-        nearest = _nearest(first, tables[0])
+        nearest = _nearest((first, second), (tables[0], tables[1]))
         matches = _alike(first, tables[0][nearest]) & _alike(second, tables[1][nearest])
         if (matches | constant).all() and matches.any():
             return Picked(items, torch.where(constant, -1, nearest).reshape(batch), link)
@@ -150,10 +150,12 @@ def _alike(a: Tensor, b: Tensor) -> Tensor:
     return same.flatten(1).all(1) if a.dim() > 1 else same
 
 
-def _nearest(items: Tensor, table: Tensor) -> Tensor:
-    """For each item the nearest in a table, along a random direction."""
-    direction = torch.rand(max(1, items[0].numel()), generator=torch.Generator().manual_seed(0)).to(items)
-    keys, wanted = (v.reshape(len(v), -1).nan_to_num() @ direction for v in (table, items))
+def _nearest(items: tuple[Tensor, Tensor], tables: tuple[Tensor, Tensor]) -> Tensor:
+    """For each item, as it is under both fillings, the nearest in a table, along a random direction."""
+    size = 2 * max(1, items[0][:1].numel())
+    direction = torch.rand(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(items[0].device)
+    keys, wanted = (torch.cat([v.reshape(len(v), -1).double() for v in pair], 1) for pair in (tables, items))
+    keys, wanted = keys.nan_to_num() @ direction, wanted.nan_to_num() @ direction
     keys, order = keys.sort()
     right = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
     left = (right - 1).clamp(min=0)

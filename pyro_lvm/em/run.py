@@ -102,8 +102,7 @@ class Run:
         while len(self._values) <= self.max_iter and not self.converged and not interrupted():
             theta = self.steps.maximize(self.theta, found)
             value, found = self.steps.sweep(theta)
-            if self.steps.monotone:
-                self._check(value)
+            self._check(value)
             gain = value - self._values[-1]
             self.theta = theta
             self._values.append(value.double())
@@ -115,9 +114,17 @@ class Run:
                 break
 
     def _check(self, value: Tensor) -> None:
+        if not torch.isfinite(value).all():
+            raise ValueError(
+                f"iteration {len(self._values)} of EM made the {self.steps.objective_name} infinite: a prior below 1 "
+                "(of a Dirichlet, beta or gamma) has no mode where a component is empty, and a density without bound "
+                "none at all"
+            )
         before = self._values[-1]
         dtype = next(iter(self.theta.values())).dtype
         allowed = _ROUNDING[dtype] * before.abs().clamp(min=self.num_rows)
+        if not self.steps.monotone:
+            return
         fell = ~(value >= before - allowed)
         if fell.any():
             raise NotMonotoneError(len(self._values), float(before[fell][0]), float(value[fell][0]))

@@ -127,6 +127,7 @@ class GaussianMixture(MixtureModule):
             x: Data, `[N, D]`, or a part of it.
             missing: Whether entries that are NaN are integrated out.
         """
+        x = check_rows("x", x, self.num_features, self.locs.dtype)
         seen = torch.stack([column[~column.isnan()].var() for column in x.T])
         floor = _VARIANCE_FLOOR * float(seen[seen > 0].min()) if (seen > 0).any() else 0.0
         return (MissingGaussianMixtureSteps if missing else GaussianMixtureSteps)(floor)

@@ -60,6 +60,7 @@ class GaussianMixtureSteps(Steps):
     def expect(self, params: Params, args: tuple[Any, ...], weight: Tensor | None) -> Sums:
         """See `Steps.expect`. The sums are `counts` and the moments `first` and `second`, in the units above."""
         (x,) = args
+        x = x if x.is_floating_point() else x.to(params["locs"].dtype)
         weights, locs, scale = as_runs(params)
         centre = locs.mean((0, 1)).to(x.dtype)
         locs = locs - centre
