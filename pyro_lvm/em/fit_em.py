@@ -110,8 +110,8 @@ def fit_em(
         ...         z = pyro.sample("z", dist.Categorical(weights))
         ...         pyro.sample("counts", dist.Poisson(rate[z]), obs=counts)
         >>> em = lvm.fit_em(model, torch.tensor([0.0, 1.0, 2.0, 1.0, 9.0, 11.0, 10.0]), progress=False)
-        >>> [round(rate, 2) for rate in em.params["rate"].tolist()]
-        [1.0, 10.0]
+        >>> [round(rate) for rate in em.params["rate"].tolist()]
+        [1, 10]
     """
     check_model(model, model_kwargs, plate)
     max_iter, num_restarts = check_count("max_iter", max_iter), check_count("num_restarts", num_restarts)

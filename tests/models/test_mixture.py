@@ -396,11 +396,11 @@ def test_assigned_values_read_back(name, param_setting):
         ("poisson", "rate", [[1.0, 0.0]], r"rate: expected positive numbers, got \[\[1.0, 0.0\]\]"),
         ("poisson", "rate", [1.0, 2.0], r"rate: expected shape \[1, 2\], got \[2\]"),
         ("bernoulli", "probs", [[0.5, 0.5, 0.5, 0.5, 1.5]], "probs: expected numbers from 0 to 1, got"),
-        ("bernoulli", "probs", [[0.5, 0.5, 0.5, 0.5, NAN]], "probs: expected numbers from 0 to 1, got"),
-        ("multinomial", "probs", [[0.5, 0.5, 0.5, 0.5]], "probs: expected non-negative numbers that sum to 1 along"),
-        ("multinomial", "probs", [[1.5, -0.5, 0.0, 0.0]], "probs: expected non-negative numbers that sum to 1 along"),
+        ("bernoulli", "probs", [[0.5, 0.5, 0.5, 0.5, NAN]], "probs: expected finite values, got nan"),
+        ("multinomial", "probs", [[0.5, 0.5, 0.5, 0.5]], "probs: expected non-negative numbers that sum to 1, got"),
+        ("multinomial", "probs", [[1.5, -0.5, 0.0, 0.0]], "probs: expected non-negative numbers that sum to 1, got"),
         ("multinomial", "probs", [0.5, 0.5], r"probs: expected shape \[1, 4\], got \[2\]"),
-        ("several categorical", "probs_2", [[0.4, 0.4]], "probs_2: expected non-negative numbers that sum to 1 along"),
+        ("several categorical", "probs_2", [[0.4, 0.4]], "probs_2: expected non-negative numbers that sum to 1, got"),
     ],
 )
 def test_assignments_are_checked(name, parameter, value, message):
