@@ -205,12 +205,8 @@ class ConstrainedParameters(Parameters):
 
     def start(self) -> dict[str, Tensor]:
         """Copies of the values that the user's modules and ``pyro.param`` statements hold now."""
-        values = self.constrained_from(super().start())
+        values = super().constrained(super().start())
         return {n: _without_rounded_zeros(v) if is_simplex(self.constraints[n]) else v for n, v in values.items()}
-
-    def constrained_from(self, values: Values) -> dict[str, Tensor]:
-        """Constrained values of unconstrained ones."""
-        return super().constrained(values)
 
     def constrained(self, values: Values) -> dict[str, Tensor]:
         """Detached copies."""
@@ -240,9 +236,18 @@ class ConstrainedParameters(Parameters):
 
 def is_simplex(constraint: constraints.Constraint) -> bool:
     """Whether a constraint is that of probabilities."""
+    return _without_events(constraint) is constraints.simplex
+
+
+def is_real(constraint: constraints.Constraint) -> bool:
+    """Whether a constraint is none."""
+    return _without_events(constraint) is constraints.real
+
+
+def _without_events(constraint: constraints.Constraint) -> constraints.Constraint:
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
-    return constraint is constraints.simplex
+    return constraint
 
 
 def _without_rounded_zeros(probs: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.em.e_step import Expectation, drawn, expect
-from pyro_lvm.em.forms import add
-from pyro_lvm.em.m_step import MStep, Sums
-from pyro_lvm.em.plan import LEAST_SQUARES, Plan, is_real
+from pyro_lvm.em.m_step import MStep, Sums, collect
+from pyro_lvm.em.plan import LEAST_SQUARES, Plan
 from pyro_lvm.em.program import EMProgram
 from pyro_lvm.em.run import Rows, Theta
+from pyro_lvm.params import is_real
 
 _DRAWS = 10  # of the states of each row, in Monte Carlo EM
 _FLAT = {torch.float32: 1e-3, torch.float64: 1e-6}  # a slope of Q, in nats a row
@@ -68,8 +68,7 @@ class GenericSteps:
         value, sums = torch.zeros((), dtype=torch.float64), dict[str, Tensor]()
         for i, (args, weight, expectation) in enumerate(self._expectations(theta)):
             value = value + expectation.objective(weight) + (expectation.outside if i == 0 else 0.0)
-            for key, part in self.m_step.sums(args, expectation, first=i == 0).items():
-                sums[key] = add(sums[key], part) if key in sums else part
+            collect(sums, self.m_step.sums(args, expectation, first=i == 0))
         return value, sums
 
     def maximize(self, theta: Theta, found: Sums) -> Theta:

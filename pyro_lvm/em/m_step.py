@@ -21,6 +21,12 @@ Batch = tuple[tuple[Any, ...], Expectation]
 _SEARCH_STEPS = 50
 
 
+def collect(into: Sums, part: Sums) -> None:
+    """Add the sums of some sites or rows to those of others."""
+    for key, value in part.items():
+        into[key] = add(into[key], value) if key in into else value
+
+
 class MStep:
     """The M-step of a model.
 
@@ -53,8 +59,7 @@ class MStep:
                 if not use.picked:
                     continue
                 key, form = self.plan.form(use)
-                part = form.sums(use, sites[use.site], expectation.weights[use.site].detach())
-                found[key] = add(found[key], part) if key in found else part
+                collect(found, {key: form.sums(use, sites[use.site], expectation.weights[use.site].detach())})
         return found
 
     def closed(self, sums: Sums, theta: Theta) -> dict[str, Tensor]:
@@ -107,8 +112,7 @@ class MStep:
             late: Sums = {}
             for i, (args, expectation) in enumerate(batches()):
                 there = expectation._replace(trace=self.program.trace(new, args))
-                for key, part in self.sums(args, there, first=i == 0, late=True).items():
-                    late[key] = add(late[key], part) if key in late else part
+                collect(late, self.sums(args, there, first=i == 0, late=True))
             new = self.closed(late, new)
         return new
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_lvm.em.forms import Dirichlet, Form, Ratio, Simplex, Values
 from pyro_lvm.em.pairs import Matched, MultivariateNormal, Normal
 from pyro_lvm.em.priors import pseudo_sums
 from pyro_lvm.em.program import EMProgram
 from pyro_lvm.em.roles import IDENTITY, Items, Link, Theta
-from pyro_lvm.em.use import Use, base, use_of
+from pyro_lvm.em.use import Use, base, depends_on, use_of
+from pyro_lvm.params import is_real
 from pyro_lvm.sites import sample_sites
 
 NUMERIC, LEAST_SQUARES, UNUSED = "L-BFGS on Q", "weighted least squares", "not used"
@@ -123,13 +123,10 @@ class Plan:
         found = {}
         for use in asked:
             first, last, middle = (base(t.nodes[use.site]["fn"])[0].loc for t in traces)
-            grads = torch.autograd.grad(first.sum(), list(leaves.values()), allow_unused=True, retain_graph=True)
-            moving = {n for n, g in zip(leaves, grads, strict=True) if g is not None}
+            moving = depends_on(first, leaves)
             scale = base(traces[0].nodes[use.site]["fn"])[0].scale
-            if scale.requires_grad:
-                grads = torch.autograd.grad(scale.sum(), list(leaves.values()), allow_unused=True, retain_graph=True)
-                if not moving.isdisjoint(n for n, g in zip(leaves, grads, strict=True) if g is not None):
-                    continue
+            if not moving.isdisjoint(depends_on(scale, leaves)):
+                continue
             straight = (1 - _SHARE) * first + _SHARE * last
             tolerance = 100 * torch.finfo(middle.dtype).eps * (first.abs().max() + last.abs().max())
             if moving <= real and (middle - straight).abs().max() <= tolerance:
@@ -250,13 +247,6 @@ class Plan:
             if use.family.form in _MATCHED_FORMS and not whole:
                 for name in use.params & set(self.closed):
                     self.give_up(name, "the other parameter of its family is not free")
-
-
-def is_real(constraint: constraints.Constraint) -> bool:
-    """Whether a constraint is none."""
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
-    return constraint is constraints.real
 
 
 def _is_normal(use: Use) -> bool:

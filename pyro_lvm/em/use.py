@@ -94,7 +94,7 @@ def use_of(sites: tuple[Site, Site], thetas: tuple[Theta, Theta], leaves: Theta,
     if family is not None and all(role is not None for role in roles.values()):
         params = {n for role in roles.values() for n in role.names}  # type: ignore[union-attr]
     else:
-        params = _depends(sites[0], leaves)
+        params = depends_on(sites[0]["unscaled_log_prob"], leaves)
     return Use(name, family, roles, frozenset(params | {prior_of} - {""}), prior_of, event_dims)
 
 
@@ -102,9 +102,9 @@ def _floating(value: Tensor) -> Tensor:
     return value if value.is_floating_point() else value.to(torch.get_default_dtype())
 
 
-def _depends(site: Site, leaves: Theta) -> set[str]:
-    log_prob = site["unscaled_log_prob"]
-    if not log_prob.requires_grad:
+def depends_on(tensor: Tensor, leaves: Theta) -> set[str]:
+    """The names of the leaves from which a tensor was computed."""
+    if not tensor.requires_grad:
         return set()
-    grads = torch.autograd.grad(log_prob.sum(), list(leaves.values()), allow_unused=True, retain_graph=True)
+    grads = torch.autograd.grad(tensor.sum(), list(leaves.values()), allow_unused=True, retain_graph=True)
     return {name for name, grad in zip(leaves, grads, strict=True) if grad is not None}
