@@ -147,6 +147,18 @@ class LoaderRows(Batches):
         self.start: dict[str, Any] = {}
         self.taken = 0
 
+    @property
+    def num_rows(self) -> int:
+        """N.
+
+        Raises:
+            ValueError: for a dataset without a length.
+        """
+        try:
+            return len(self.loader.dataset)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise ValueError("the DataLoader's dataset has no length: pass num_rows=") from error
+
     def first(self) -> tuple[Any, ...]:
         """The first batch of a pass of its own."""
         with self._on_cpu():

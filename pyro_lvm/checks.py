@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
+
+import torch
 
 
 def check_count(name: str, value: Any) -> int:
@@ -42,6 +44,17 @@ def _integer(name: str, value: Any, what: str) -> int:
         raise TypeError(f"{name} must be {what}; got {value!r}") from None
 
 
+def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
+    """Return `value` if it is one of `choices`.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
 def check_model(model: Any, model_kwargs: Any, plate: Any = None) -> None:
     """Refuse what is no model with keyword arguments and the name of a plate.
 
@@ -54,3 +67,27 @@ def check_model(model: Any, model_kwargs: Any, plate: Any = None) -> None:
         raise TypeError(f"model_kwargs must be a dict of keyword arguments; got {type(model_kwargs).__name__}")
     if plate is not None and not isinstance(plate, str):
         raise TypeError(f"plate must be the name of a plate; got {plate!r}")
+
+
+def check_callbacks(callbacks: Any, progress: Any) -> None:
+    """Refuse what is no list of functions, and no answer to whether a progress bar is wanted.
+
+    Raises:
+        TypeError: that says what was given.
+    """
+    if not isinstance(callbacks, list | tuple) or not all(callable(c) for c in callbacks):
+        raise TypeError(f"callbacks must be a list of functions of the fit's state; got {callbacks!r}")
+    if not isinstance(progress, bool):
+        raise TypeError(f"progress must be True or False; got {progress!r}")
+
+
+def check_device(device: Any) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises:
+        ValueError: that names it.
+    """
+    try:
+        torch.zeros((), device=device)
+    except (RuntimeError, TypeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise ValueError(f"device={device!r} is no device of this machine; try 'cpu' or 'cuda'") from error

@@ -130,6 +130,10 @@ class Data:
         """The arguments with only the rows that ``index`` selects."""
         return tuple(rows_of(a, index) if has else a for a, has in zip(self.args, self.has_rows, strict=True))
 
+    def count(self, args: Sequence[Any]) -> int | None:
+        """How many rows some arguments have; None where no argument has rows."""
+        return len(args[self.has_rows.index(True)]) if any(self.has_rows) else None
+
     def holds(self, args: tuple[Any, ...]) -> bool:
         """Whether these arguments are this data."""
 

@@ -27,7 +27,7 @@ def load(
     Args:
         path: The file.
         model: The model of the fit. It is not started from the data: what it makes in ``initialize`` must be there.
-        guide: The guide of the fit; None for one of :func:`pyro_lvm.fit_em`.
+        guide: The guide of the fit; None for one that had none.
         data: The data of the fit; any rows, if the fit took its own from a ``DataLoader``.
         plate: As in the fit.
         rows: As in the fit.
@@ -43,6 +43,4 @@ def load(
     state = files.read(path, "result", ["data", "params"])
     if "objective" not in state:
         return svi.load(path, model, guide, *data, plate=plate, rows=rows, model_kwargs=model_kwargs)
-    if guide is not None:
-        raise ValueError(f"{str(path)!r} holds a fit by EM, which has no guide: pass None")
-    return em.load(path, model, *data, plate=plate, rows=rows, model_kwargs=model_kwargs)
+    return em.load(path, model, guide, *data, plate=plate, rows=rows, model_kwargs=model_kwargs)

@@ -86,6 +86,14 @@ def _parts(programs: Iterable[Any]) -> list[nn.Module]:
     return list(dict.fromkeys(part for module in modules for part in module.modules()))
 
 
+def move(programs: Iterable[Any], device: torch.device | str | None) -> None:
+    """Move the modules that these programs are, or are methods of, to a device; None leaves them where they are."""
+    for program in programs:
+        owner = getattr(program, "__self__", program)
+        if device is not None and isinstance(owner, nn.Module):
+            owner.to(device)
+
+
 def awaits_start(program: Any) -> Any:
     """The owner of a program, if it can ``initialize`` itself from data and has not been ``initialized``; else None."""
     owner = getattr(program, "__self__", program)

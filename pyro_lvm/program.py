@@ -237,9 +237,9 @@ class Program:
     def scaling(self, args: Sequence[Any], num_rows: int | None, weight: Tensor | None) -> ScaleRows | None:
         """A handler under which the rows in ``args`` stand for ``num_rows``, each as often as its weight says."""
         plate = self.sites.row_plate
-        ratio = 1.0
-        if plate is not None and not plate.subsampled and num_rows is not None and any(self.data.has_rows):
-            ratio = num_rows / len(args[self.data.has_rows.index(True)])
+        given = self.data.count(args)
+        scaled = plate is not None and not plate.subsampled and num_rows is not None and given is not None
+        ratio = num_rows / given if scaled else 1.0  # type: ignore[operator]
         if plate is None or (ratio == 1.0 and weight is None):
             return None
         return ScaleRows(self.sites, ratio, weight)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+one_at_a_time = threading.RLock()  # Pyro's handlers and torch's random state belong to the process, not to a thread
 
 
 @contextmanager

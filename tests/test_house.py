@@ -21,6 +21,7 @@ ORDER = (
     "files",
     "interrupts",
     "data",
+    "checkpoint",
     "batches",
     "modules",
     "statements",

@@ -4,43 +4,44 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from pyro_lvm import randomness
+from pyro_lvm import files, randomness
 from pyro_lvm.batches import LoaderRows, ShuffledRows
-from pyro_lvm.checks import check_count, check_model, check_seed
+from pyro_lvm.checkpoint import Checkpoint, name_of
+from pyro_lvm.checks import check_callbacks, check_count, check_device, check_model, check_seed
 from pyro_lvm.data import Data, check_weight
+from pyro_lvm.em.batch import AllRows
 from pyro_lvm.em.fused import FusedSteps
 from pyro_lvm.em.generic import GenericSteps
 from pyro_lvm.em.online import OnlineRun
-from pyro_lvm.em.program import POINT, complete, make_program
+from pyro_lvm.em.options import E_STEPS, check_online, check_rows, check_steps
+from pyro_lvm.em.outcome import outcome_of
+from pyro_lvm.em.program import POINT, EMProgram, complete, own_program
 from pyro_lvm.em.result import EMResult
-from pyro_lvm.em.run import EMState, Rows, Run, Theta
-from pyro_lvm.em.starts import other_start
+from pyro_lvm.em.run import EMState, Run
+from pyro_lvm.em.saved import STATE, Saved
+from pyro_lvm.em.starts import other_starts, stacked
+from pyro_lvm.em.variational import VariationalSteps
 from pyro_lvm.interrupts import interrupts
-from pyro_lvm.modules import awaits_start, unchanged_if_it_fails
+from pyro_lvm.modules import awaits_start, move, unchanged_if_it_fails
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
 from pyro_lvm.svi.initial import initial_values
-
-_E_STEPS = {
-    "auto": "enumerated",
-    "exact": "enumerated",
-    "hard": "its best state",
-    "monte_carlo": "ten draws of its state",
-}
 
 
 def fit_em(
     model: Callable,
     *data: Any,
+    guide: Any = None,
     e_step: str = "auto",
+    m_step: str = "auto",
     max_iter: int = 200,
     tol: float = 1e-6,
     num_restarts: int = 1,
@@ -48,13 +49,16 @@ def fit_em(
     batch_size: int | None = None,
     plate: str | None = None,
     rows: Sequence[int] | None = None,
+    num_rows: int | None = None,
     sample_weight: Any = None,
     latents: Sequence[str] | None = None,
     missing: bool = False,
     model_kwargs: Mapping[str, Any] | None = None,
     callbacks: Sequence[Callable[[EMState], Any]] = (),
+    checkpoint: files.FilePath | None = None,
     init: Any = None,
     seed: int = 0,
+    device: torch.device | str | None = None,
     progress: bool = True,
 ) -> EMResult:
     """Fit a model by expectation maximisation (Dempster, Laird and Rubin 1977).
@@ -68,14 +72,19 @@ def fit_em(
             whether it marks them or not. Its continuous latents outside the row plate are parameters with a prior, so
             that the fit is a posterior mode.
         data: Arguments of the model: tensors, arrays, data frames, lists of numbers, or one ``DataLoader``.
+        guide: For latents that cannot be summed out: a callable, an AutoGuide, "mean_field" or another name that
+            :func:`pyro_lvm.fit` knows; the model's own ``guide``, if it has one and needs it. EM is variational then
+            (Neal and Hinton 1998): the E-step climbs the ELBO in the guide's parameters, the M-step in the model's.
         e_step: "exact"; "hard": each row counts with its best states alone (Celeux and Govaert 1992); "monte_carlo":
             with ten draws of its states (Wei and Tanner 1990), so that the objective may fall and nothing converges;
-            or "auto": the steps that a model brings along, as :class:`pyro_lvm.models.GaussianMixture` does, and else
-            "exact".
+            "variational": by a guide; or "auto": the steps that a model brings along, as
+            :class:`pyro_lvm.models.GaussianMixture` does, else "variational" where there is a guide, and "exact".
+        m_step: "auto", the rules that are found in the model, or "numeric", a search for all parameters.
         max_iter: The most iterations.
         tol: The gain below which the fit has converged, in nats a row.
         num_restarts: How many starts; the result is that of the best. The first is where the parameters are, others are
             made by the model's ``initialize``, or by k-means++ clusters of the rows where it is a mixture, or by noise.
+            ``restart_params`` of the result has the parameters of all, their components in the same order.
         online: The exponent of stepwise EM (Cappé and Moulines 2009), above 0.5 and at most 1: an M-step after every
             minibatch of ``batch_size`` shuffled rows, on sums that forget with it; ``max_iter`` then counts passes. The
             objective of a pass is that of its minibatches, each at the parameters of its moment.
@@ -83,13 +92,18 @@ def fit_em(
             for online EM.
         plate: The name of the plate that the rows index, where it must be named.
         rows: Positions of the data arguments that have rows, where they cannot be told by their length.
+        num_rows: N, for a ``DataLoader`` without a length.
         sample_weight: One weight for each row, ``[N]``.
         latents: The continuous sites that are latents and not parameters.
         missing: Whether entries that are NaN are missing, and integrated out, by models that can.
         model_kwargs: Keyword arguments of the model.
         callbacks: Called after each iteration with an :class:`EMState`; a true answer ends the fit.
+        checkpoint: A file, written after each iteration, that makes the fit survive its process; a call like the first
+            continues it. Data and options are compared with those of the first call, but not the bodies of model and
+            guide: delete the file when you edit them.
         init: Constrained starting values by name, or a result whose parameters to start from.
         seed: Fixes every random choice.
+        device: Where to compute; where the data and modules are, if None.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -116,97 +130,107 @@ def fit_em(
     check_model(model, model_kwargs, plate)
     max_iter, num_restarts = check_count("max_iter", max_iter), check_count("num_restarts", num_restarts)
     seed, batch_size = check_seed(seed), None if batch_size is None else check_count("batch_size", batch_size)
-    _check_options(e_step, tol, callbacks, progress)
-    _check_online(online, batch_size, e_step, num_restarts, data)
-    loader = data[0] if len(data) == 1 and isinstance(data[0], DataLoader) else None
+    check_steps(e_step, m_step, guide, tol)
+    check_callbacks(callbacks, progress)
+    check_device(device)
+    check_online(online, batch_size, e_step, guide, num_restarts, data)
+    path = None if checkpoint is None else files.check_writable(checkpoint, "checkpoint")
+    loader = LoaderRows(data[0], device) if len(data) == 1 and isinstance(data[0], DataLoader) else None
+    check_rows(loader, num_rows, sample_weight, rows)
     owner: Any = getattr(model, "__self__", model)
-    fused = e_step == "auto" and online is None and hasattr(owner, "em_steps")
-    if missing and not (fused and "missing" in inspect.signature(owner.em_steps).parameters):
+    own = e_step == m_step == "auto" and guide is None and online is None and hasattr(owner, "em_steps")
+    if missing and not (own and "missing" in inspect.signature(owner.em_steps).parameters):
         raise ValueError(
             "missing=True needs a model that integrates missing entries, as lvm.models.GaussianMixture does"
         )
     began = time.perf_counter()
-    with randomness.seeded(seed), unchanged_if_it_fails(model):
-        held = Data(LoaderRows(loader, None).first()) if loader is not None else Data(data, rows, missing=missing)
+    move([model, guide], device)
+    generators = [] if loader is None else loader.generators
+    on_device = nullcontext() if device is None else torch.device(device)
+    with (
+        randomness.one_at_a_time,
+        randomness.seeded(seed, generators),
+        on_device,
+        unchanged_if_it_fails(model, guide),
+    ):
+        held = Data(loader.first()) if loader is not None else Data(data, rows, device, missing=missing)
         held.complete = loader is None
         weight = check_weight(sample_weight, held.num_rows)
+        all_rows = AllRows(held, weight, batch_size, loader, num_rows)
         filled = complete(held, rows) if missing else held
         if (waiting := awaits_start(model)) is not None:
             waiting.initialize(*filled.args)
             waiting.initialized = True
         example = None if batch_size is None else filled.take(slice(0, batch_size))
-        batches, total = _batches(held, weight, batch_size, loader)
-        em, program = make_program(model, filled, fused, latents, model_kwargs, plate, example)
+        em = None
+        if own:
+            program = own_program(model, filled, model_kwargs, plate, example)
+        else:
+            default = owner.guide if e_step in ("auto", "variational") and hasattr(owner, "guide") else None
+            em = EMProgram(
+                model, filled, latents, model_kwargs, plate, example, guide, default, weighted=weight is not None
+            )
+            program = em.program
         if batch_size is not None or loader is not None:
             program.check_minibatches()
         theta = program.parameters.start() | initial_values(program, _named(program, init))
         if not theta:
             raise ValueError("the model has no parameters to fit: it needs pyro.param, PyroParam or a prior")
+        numeric = m_step == "numeric"
+        if em is None:
+            counted = held.args if weight is None else held.take(weight > 0)
+            steps: Any = FusedSteps(owner.em_steps(*counted, **({"missing": True} if missing else {})), theta, all_rows)
+        elif em.objective is not None:
+            steps = VariationalSteps(em, theta, all_rows, seed, numeric)
+        elif e_step == "variational":
+            raise ValueError("e_step='variational' needs guide=, and every latent of this model can be summed out")
+        else:
+            kind = "exact" if e_step == "auto" else e_step
+            steps = GenericSteps(em, theta, all_rows, kind, patient=online is not None, numeric=numeric)
+        if online is not None:
+            shuffled = ShuffledRows(held, weight, batch_size or 1, seed)
+            runs: list[Any] = [OnlineRun(steps, theta, shuffled, online, max_iter, callbacks)]
+        else:
+            starts = [theta, *other_starts(owner, steps, program, filled, num_restarts - 1, seed, theta)]
+            together = [stacked(starts)] if own and steps.steps.takes_restarts else starts
+            runs = [Run(steps, start, max_iter, tol, all_rows.total, callbacks) for start in together]
+        what: dict[str, Any] = {
+            "model": name_of(model),
+            "guide": name_of(program.guide),
+            "data": held.args,
+            "loader": None if loader is None else f"{all_rows.num_rows} rows",
+            "sample_weight": weight,
+            "start": theta,
+            "model_kwargs": model_kwargs or {},
+        }
+        what |= {"e_step": e_step, "m_step": m_step, "max_iter": max_iter, "tol": tol, "num_restarts": num_restarts}
+        what |= {"online": online, "batch_size": batch_size, "plate": plate, "rows": rows, "num_rows": num_rows}
+        what |= {"latents": latents, "missing": missing, "seed": seed, "device": device}
+        saved = Saved(None if path is None else Checkpoint(path, what, STATE), steps, runs)
         with interrupts() as interrupted, tqdm(disable=not progress, unit=" iterations") as bar:
-            options = (max_iter, tol, total, callbacks)
-            if em is None:
-                counted = held.args if weight is None else held.take(weight > 0)
-                own = owner.em_steps(*counted, **({"missing": True} if missing else {}))
-                steps: Any = FusedSteps(own, batches)
-                starts = [theta, *_own_starts(owner, program, filled, num_restarts - 1, seed)]
-                together = [_stacked(starts)] if own.takes_restarts else starts
-                runs: list[Any] = [Run(steps, start, *options) for start in together]
-                latent_rules, rules = {n: "the model's own E-step" for n in program.sites.enumerated}, {}
-            else:
-                one_batch = batch_size is None and loader is None
-                steps = GenericSteps(
-                    em, theta, batches, total, one_batch, "exact" if e_step == "auto" else e_step, online is not None
-                )
-                if online is None:
-                    starts = [theta, *(other_start(steps, theta, seed + i) for i in range(1, num_restarts))]
-                    runs = [Run(steps, start, *options) for start in starts]
-                else:
-                    shuffled = ShuffledRows(held, weight, batch_size or 1, seed)
-                    runs = [OnlineRun(steps, theta, shuffled, online, max_iter, callbacks)]
-                latent_rules = dict.fromkeys(program.sites.enumerated, _E_STEPS[e_step])
-                rules = steps.plan.rules
             for run in runs:
-                run.finish(interrupted, bar)
-        objective, theta, restarts = _best(runs)
-        program.parameters.write(theta)
+                run.finish(interrupted, bar, saved.save)
+        best = outcome_of(runs, steps)
+        program.parameters.write(best.theta)
+        latent_rules = dict.fromkeys(program.sites.enumerated, "the model's own E-step" if own else E_STEPS[e_step])
         return EMResult(
             program,
-            theta,
-            objective=objective,
+            best.theta,
+            objective=best.objective,
             objective_name=steps.objective_name,
-            num_iter=len(objective) - (online is None),
-            restarts=restarts,
-            latents=latent_rules,
-            rules=rules or dict.fromkeys(theta, "the model's own M-step"),
-            own_steps=fused,
+            num_iter=len(best.objective) - (online is None),
+            restarts=best.reached,
+            restart_params=best.all_params,
+            refilled=best.refilled,
+            latents=latent_rules | dict.fromkeys(program.sites.latent if em is not None else (), "the guide"),
+            rules=steps.rules,
+            own_steps=own,
             asked=None if latents is None else list(latents),
             missing=missing,
             seconds=time.perf_counter() - began,
-            converged=all(run.converged for run in runs),
+            converged=best.converged,
             seed=seed,
         )
-
-
-def _check_options(e_step: Any, tol: Any, callbacks: Any, progress: Any) -> None:
-    if e_step not in _E_STEPS:
-        raise ValueError(f"e_step must be one of {list(_E_STEPS)}; got {e_step!r}")
-    if isinstance(tol, bool) or not isinstance(tol, int | float) or not tol >= 0:
-        raise ValueError(f"tol must be a number that is not negative, in nats a row; got {tol!r}")
-    if not isinstance(callbacks, list | tuple) or not all(callable(c) for c in callbacks):
-        raise TypeError("callbacks must be a list of functions of the state of EM")
-    if not isinstance(progress, bool):
-        raise TypeError(f"progress must be True or False; got {progress!r}")
-
-
-def _check_online(online: Any, batch_size: int | None, e_step: str, num_restarts: int, data: tuple[Any, ...]) -> None:
-    if online is None:
-        return
-    if isinstance(online, bool) or not isinstance(online, int | float) or not 0.5 < online <= 1:
-        raise ValueError(f"online must be an exponent above 0.5 and at most 1; got {online!r}")
-    if batch_size is None or any(isinstance(d, DataLoader) for d in data):
-        raise ValueError("online EM takes the data themselves and batch_size=, the rows of a minibatch")
-    if e_step not in ("auto", "exact") or num_restarts > 1:
-        raise ValueError("online EM has the exact E-step and one start")
 
 
 def _named(program: Program, init: Any) -> Any:
@@ -220,46 +244,3 @@ def _named(program: Program, init: Any) -> Any:
         return init
     known = program.parameters.constraints
     return {POINT + n if n not in known and POINT + n in known else n: v for n, v in init.items()}
-
-
-def _own_starts(owner: Any, program: Program, data: Data, count: int, seed: int) -> Iterator[Theta]:
-    """Starts that a model makes from the data by itself."""
-    for i in range(1, count + 1):
-        owner.initialize(*data.args, seed=seed + i)
-        yield program.parameters.start()
-
-
-def _stacked(starts: list[Theta]) -> Theta:
-    return starts[0] if len(starts) == 1 else {n: torch.stack([start[n] for start in starts]) for n in starts[0]}
-
-
-def _best(runs: Sequence[Run | OnlineRun]) -> tuple[Tensor, Theta, Tensor]:
-    """The objective and the parameters of the best run, and the objective that each has reached."""
-    if runs[0].objective.dim() == 2:
-        reached = runs[0].objective[-1]
-        best = int(reached.argmax())
-        return runs[0].objective[:, best], {n: v[best] for n, v in runs[0].theta.items()}, reached
-    reached = torch.stack([run.objective[-1] for run in runs])
-    chosen = runs[int(reached.argmax())]
-    return chosen.objective, chosen.theta, reached
-
-
-def _batches(
-    data: Data, weight: Tensor | None, batch_size: int | None, loader: DataLoader | None
-) -> tuple[Callable[[], Iterator[Rows]], float]:
-    """What goes through all rows, and how many these are or weigh."""
-    if loader is not None:
-        source = LoaderRows(loader, None)
-        return source.sweep, float(len(loader.dataset))  # type: ignore[arg-type]
-    num_rows = data.num_rows or 1
-    size = batch_size or num_rows
-
-    def sweep() -> Iterator[Rows]:
-        if size >= num_rows:
-            yield data.args, weight
-            return
-        for first in range(0, num_rows, size):
-            rows = slice(first, first + size)
-            yield data.take(rows), None if weight is None else weight[rows]
-
-    return sweep, float(num_rows if weight is None else weight.sum())

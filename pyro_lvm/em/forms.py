@@ -5,7 +5,8 @@ Sums are in double precision, and their first dimension counts items, so that th
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from pyro_lvm.sites import Site
 Values = dict[str, Tensor]  # something for each item, by argument
 
 
-class Form(Protocol):
+class Form(ABC):
     """Families whose likelihood has one shape.
 
     Attributes:
@@ -28,9 +29,11 @@ class Form(Protocol):
 
     items: dict[str, Items]
 
+    @abstractmethod
     def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
         """What the maximum needs to know of a site's observations, each as often as its weight says."""
 
+    @abstractmethod
     def maximum(self, sums: Tensor, priors: Values, now: Values, free: Values) -> Values:
         """The items of each argument at which the likelihood is largest.
 
@@ -40,6 +43,13 @@ class Form(Protocol):
             now: The items as they are. Those of which nothing was observed stay so.
             free: Which items of each argument may move.
         """
+
+    def state(self) -> dict[str, Any]:
+        """What was learned from the rows, beside the sums."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Know what ``state`` says; an empty one says nothing."""
 
 
 def add(a: Tensor, b: Tensor) -> Tensor:
@@ -76,7 +86,7 @@ def placed(values: Tensor, index: Tensor, count: int) -> Tensor:
     return values.new_zeros(count, *values.shape[1:]).index_add(0, flat[kept], values[kept])
 
 
-class Ratio:
+class Ratio(Form):
     """Rates and probabilities: ``a log v - b v`` and ``a log v + (b - a) log(1 - v)`` are largest at a / b."""
 
     def __init__(self, argument: str, items: Items) -> None:
@@ -96,7 +106,7 @@ class Ratio:
         return {self.argument: torch.where(free[self.argument] & (b > 0), a.clamp(min=0) / b, now[self.argument])}
 
 
-class Simplex:
+class Simplex(Form):
     """Probabilities of categories: the sum of ``counts log probs`` is largest at the counts, normalised."""
 
     def __init__(self, items: Items) -> None:
@@ -116,7 +126,7 @@ class Simplex:
         return {"probs": torch.where(free["probs"].unsqueeze(-1) & (total > 0), counts / total, now["probs"])}
 
 
-class Dirichlet:
+class Dirichlet(Form):
     """Concentrations of Dirichlet distributions, by Newton's method."""
 
     def __init__(self, items: Items) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_lvm.em.run import Rows, Theta
+from pyro_lvm.em.batch import Rows
+from pyro_lvm.em.matching import Axes
+from pyro_lvm.em.run import EMPTY, MOST_ROWS, Empty, Theta
 from pyro_lvm.models._steps import Steps, Sums
 
 
@@ -16,21 +18,23 @@ class FusedSteps:
 
     Args:
         steps: The model's.
-        batches: Goes through all rows.
+        theta: Where EM starts.
+        rows: All of them.
     """
 
     monotone = True
 
-    def __init__(self, steps: Steps, batches: Callable[[], Iterable[Rows]]) -> None:
-        self.steps, self.batches = steps, batches
+    def __init__(self, steps: Steps, theta: Theta, rows: Rows) -> None:
+        self.steps, self.rows = steps, rows
         self.objective_name = steps.objective_name
+        self.rules = dict.fromkeys(theta, "the model's own M-step")
 
     def sweep(self, theta: Theta) -> tuple[Tensor, Sums]:
         """The objective at ``theta``, and sums over all rows."""
         total: Sums = {}
         with torch.no_grad():
-            for args, weight in self.batches():
-                part = self.steps.expect(theta, args, weight)
+            for batch in self.rows:
+                part = self.steps.expect(theta, batch.args, batch.weight)
                 total = {k: total[k] + v for k, v in part.items()} if total else part
             return total["log_p"] + self.steps.outside(theta), total
 
@@ -38,3 +42,27 @@ class FusedSteps:
         """The next parameters."""
         with torch.no_grad():
             return self.steps.maximize(found, theta)
+
+    def empty(self, theta: Theta, found: Sums) -> list[Empty]:
+        """The components to which no row belongs."""
+        shares = self.steps.shares(found, theta)
+        if shares is None:
+            return []
+        few = EMPTY * self.rows.total / self.rows.num_rows
+        return [Empty(int(r), int(k)) for r, k in (shares < few).nonzero()]
+
+    def refill(self, theta: Theta, empty: list[Empty]) -> Theta:
+        """Parameters at which empty components have rows."""
+        with torch.no_grad():
+            return self.steps.refill(theta, empty, self.rows.sample(MOST_ROWS, seed=0).args)
+
+    def axes(self, theta: Theta) -> Axes:
+        """The dimensions of parameters that count components."""
+        return {name: (axis,) for name, axis in self.steps.component_axes(theta).items()}
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: the steps learn nothing on the way."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Nothing to continue from."""

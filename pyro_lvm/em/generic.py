@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pyro_lvm.em.assignment import components_of, features, near_a_poorly_explained_row
+from pyro_lvm.em.batch import Batch, Rows
 from pyro_lvm.em.e_step import Expectation, drawn, expect
-from pyro_lvm.em.m_step import MStep, Sums, collect
+from pyro_lvm.em.m_step import Expected, MStep, Objective, Sums, collect
+from pyro_lvm.em.matching import Axes, state_axes
 from pyro_lvm.em.plan import LEAST_SQUARES, Plan
 from pyro_lvm.em.program import EMProgram
-from pyro_lvm.em.run import Rows, Theta
+from pyro_lvm.em.run import EMPTY, MOST_ROWS, Empty, Theta
 from pyro_lvm.params import is_real
 
 _DRAWS = 10  # of the states of each row, in Monte Carlo EM
 _FLAT = {torch.float32: 1e-3, torch.float64: 1e-6}  # a slope of Q, in nats a row
+_SURE = 0.9  # the share of a row that goes where it is assigned; the rest leaves no component without rows
+
+
+class Swept(NamedTuple):
+    """What a sweep over all rows has found.
+
+    Attributes:
+        sums: For the closed forms.
+        shares: How many rows belong to each component, ``[K]``, with infinity for one that is impossible; None without
+            components.
+    """
+
+    sums: Sums
+    shares: Tensor | None
 
 
 class GenericSteps:
@@ -24,32 +42,36 @@ class GenericSteps:
     Args:
         program: The model.
         theta: Where EM starts.
-        batches: Goes through all rows.
-        num_rows: N, or the total weight.
-        one_batch: Whether that is one batch, whose E-step is worth keeping.
+        rows: All of them.
         kind: "exact", "hard" (each row counts with its best states alone) or "monte_carlo" (with draws of its states).
         patient: See :class:`MStep`.
+        numeric: Whether all parameters are left to a numerical search.
+        q: See :class:`MStep`.
 
     Attributes:
         plan: The rule of each parameter.
+        components: Of the mixture, if the model is one.
     """
 
     def __init__(
         self,
         program: EMProgram,
         theta: Theta,
-        batches: Callable[[], Iterable[Rows]],
-        num_rows: float,
-        one_batch: bool,
+        rows: Rows,
         kind: str = "exact",
         patient: bool = False,
+        numeric: bool = False,
+        q: Objective | None = None,
     ) -> None:
-        self.program, self.batches, self.num_rows, self.kind = program, batches, num_rows, kind
-        self.one_batch = one_batch
-        self.plan = Plan(program, theta, (args for args, _ in batches()))
-        self.m_step = MStep(self.plan, patient)
+        self.program, self.rows, self.kind = program, rows, kind
+        self.plan = Plan(program, theta, rows)
+        for name in [*self.plan.closed, *self.plan.governed_by(LEAST_SQUARES)] if numeric else ():
+            self.plan.give_up(name, "m_step='numeric'")
+        self.m_step = MStep(self.plan, patient, q)
         self._tried = False
-        self._kept: tuple[Theta, list] | None = None
+        self._kept: tuple[Theta, list[Expected]] | None = None
+        _, expectation = next(iter(self._expectations(theta)))
+        self.components = components_of(expectation, program.program.sites.row_plate)
 
     @property
     def monotone(self) -> bool:
@@ -63,61 +85,119 @@ class GenericSteps:
             return "classification log-likelihood"
         return "log-posterior" if self.program.points else "log-likelihood"
 
-    def sweep(self, theta: Theta) -> tuple[Tensor, Sums]:
-        """The objective at ``theta``, and sums over all rows."""
-        value, sums = torch.zeros((), dtype=torch.float64), dict[str, Tensor]()
-        for i, (args, weight, expectation) in enumerate(self._expectations(theta)):
-            value = value + expectation.objective(weight) + (expectation.outside if i == 0 else 0.0)
-            collect(sums, self.m_step.sums(args, expectation, first=i == 0))
-        return value, sums
+    @property
+    def rules(self) -> dict[str, str]:
+        """The rule of each parameter."""
+        return self.plan.rules
 
-    def maximize(self, theta: Theta, found: Sums) -> Theta:
+    def sweep(self, theta: Theta) -> tuple[Tensor, Swept]:
+        """The objective at ``theta``, and sums over all rows."""
+        value, sums, shares = torch.zeros((), dtype=torch.float64), dict[str, Tensor](), None
+        for batch, expectation in self._expectations(theta):
+            value = value + expectation.objective(batch.weight) + (expectation.outside if batch.first else 0.0)
+            collect(sums, self.m_step.sums(batch, expectation))
+            if self.components is not None:
+                found = self.components.shares(expectation).double().sum(0)
+                found[~self.components.possible(expectation)] = torch.inf
+                shares = found if shares is None else shares + found
+        return value, Swept(sums, shares)
+
+    def maximize(self, theta: Theta, found: Swept) -> Theta:
         """The next parameters; the first time, closed forms are tried against the slope of Q."""
         if not self._tried:
             self._tried = True
             late = self.plan.late_params
-            self._give_up(self.m_step.closed(found, theta), theta, set(self.plan.closed) - late)
+            self._give_up(self.m_step.closed(found.sums, theta), theta, set(self.plan.closed) - late)
             self._give_up(
-                self._m_step(theta, found),
+                self._m_step(theta, found.sums),
                 theta,
                 (set(self.plan.closed) & late) | set(self.plan.governed_by(LEAST_SQUARES)),
             )
-        return self._m_step(theta, found)
+        return self._m_step(theta, found.sums)
 
-    def _m_step(self, theta: Theta, found: Sums) -> Theta:
-        return self.m_step(theta, found, lambda: self._batches_at(theta))
+    def empty(self, theta: Theta, found: Swept) -> list[Empty]:
+        """The components to which no row belongs."""
+        if found.shares is None:
+            return []
+        few = EMPTY * self.rows.total / self.rows.num_rows
+        return [Empty(0, int(k)) for k in (found.shares < few).nonzero()]
+
+    def refill(self, theta: Theta, empty: list[Empty]) -> Theta:
+        """Parameters at which empty components have rows: some alike that the model explains badly."""
+        assert self.components is not None
+        batch = self.rows.sample(MOST_ROWS, seed=0)
+        expectation = self.expect(theta, batch)
+        table = features(expectation, self.components.row_dim)
+        table = expectation.rows.unsqueeze(1) if table is None else table  # type: ignore[union-attr]
+        shares = self.components.shares(expectation)
+        shares = shares / shares.sum(1, keepdim=True).clamp(min=torch.finfo(shares.dtype).tiny)
+        for rank, (_, component) in enumerate(empty):
+            count = max(1, len(shares) // (2 * self.components.size))
+            chosen = near_a_poorly_explained_row(expectation, table, count, rank)
+            shares[chosen] *= 1 - _SURE
+            shares[chosen, component] += _SURE
+        return self.from_shares(theta, batch, expectation, shares)
+
+    def from_labels(self, theta: Theta, batch: Batch, labels: Tensor) -> Theta:
+        """The M-step of a clustering of some rows, ``[N]``."""
+        assert self.components is not None
+        count = self.components.size
+        shares = _SURE * torch.eye(count)[labels] + (1 - _SURE) / count
+        return self.from_shares(theta, batch, self.expect(theta, batch), shares)
+
+    def from_shares(self, theta: Theta, batch: Batch, expectation: Expectation, shares: Tensor) -> Theta:
+        """The M-step of rows that belong to components with these shares, ``[N, K]``."""
+        assert self.components is not None
+        assigned = self.components.assign(expectation, shares)
+        m_step = MStep(self.plan, patient=True)
+        return m_step(theta, m_step.sums(batch, assigned), lambda: [(batch, assigned)])
+
+    def axes(self, theta: Theta) -> Axes:
+        """The dimensions of parameters that count states."""
+        batch, expectation = next(iter(self._expectations(theta)))
+        return state_axes(self.plan.uses(batch), theta, expectation)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must carry of what was learned on the way."""
+        return {"tried": self._tried, "plan": self.plan.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue where ``state`` was taken."""
+        self._tried = state["tried"]
+        self.plan.restore(state["plan"])
+
+    def _m_step(self, theta: Theta, sums: Sums) -> Theta:
+        return self.m_step(theta, sums, lambda: self._expectations(theta))
 
     def _give_up(self, new: Theta, theta: Theta, names: set[str]) -> None:
         """Leave parameters to a search if Q still rises at what should be its maximum, and not on a boundary."""
         constraints = self.program.program.parameters.constraints
         inside = [name for name in names if is_real(constraints[name]) or not (new[name] == 0).any()]
         asked = [name for name in inside if not self.plan.is_floored(name, new[name])]
-        for name, slope in self.m_step.gradient(asked, new, self._batches_at(theta)).items() if asked else ():
-            if not slope.abs().max() <= _FLAT[slope.dtype] * self.num_rows:
+        slopes = self.m_step.slopes(asked, new, lambda: self._expectations(theta)) if asked else {}
+        for name, slope in slopes.items():
+            if not slope.abs().max() <= _FLAT[slope.dtype] * self.rows.total:
                 self.plan.give_up(name, "its closed form is no maximum of Q")
 
-    def _batches_at(self, theta: Theta) -> Iterator[tuple]:
-        return ((args, expectation) for args, _, expectation in self._expectations(theta))
-
-    def _expectations(self, theta: Theta) -> Iterable[tuple[tuple, Tensor | None, Expectation]]:
+    def _expectations(self, theta: Theta) -> Iterable[Expected]:
         """The E-step on each batch; that of a single batch is kept for the M-step."""
         if self._kept is not None and self._kept[0] is theta:
             return self._kept[1]
-        found = self._make(theta)
-        if self.one_batch:
+        found = ((batch, self.expect(theta, batch)) for batch in self.rows)
+        if self.rows.at_once:
             kept = list(found)
             self._kept = theta, kept
             return kept
         return found
 
-    def _make(self, theta: Theta) -> Iterator[tuple[tuple, Tensor | None, Expectation]]:
-        return ((args, weight, self.expect(theta, args, weight)) for args, weight in self.batches())
-
-    def expect(self, theta: Theta, args: tuple, weight: Tensor | None) -> Expectation:
+    def expect(self, theta: Theta, batch: Batch) -> Expectation:
         """The E-step on some rows."""
         with torch.no_grad():
-            trace = self.program.trace(theta, args)
+            trace = self.program.trace(theta, batch)
             plate = self.program.program.sites.row_plate
             if self.kind == "monte_carlo":
-                return drawn(trace, plate, weight, _DRAWS)
-            return expect(trace, plate, weight, hard=self.kind == "hard")
+                return drawn(trace, plate, batch.weight, _DRAWS)
+            found = expect(trace, plate, batch.weight, hard=self.kind == "hard")
+            if batch.share == 1.0:
+                return found
+            return found._replace(weights={name: batch.share * weight for name, weight in found.weights.items()})

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import transform_to
 
+from pyro_lvm.em.batch import Batch
 from pyro_lvm.em.e_step import Expectation
 from pyro_lvm.em.forms import add
 from pyro_lvm.em.plan import LEAST_SQUARES, NUMERIC, Plan
 from pyro_lvm.em.roles import Theta
+from pyro_lvm.em.search import Free, climb
 from pyro_lvm.sites import sample_sites
 
 Sums = dict[str, Tensor]
-Batch = tuple[tuple[Any, ...], Expectation]
+Expected = tuple[Batch, Expectation]  # rows, and the E-step on them
+Objective = Callable[[Theta, Iterable[Expected]], Iterator[Tensor]]  # a number in nats, as a sum over batches
 
 _SEARCH_STEPS = 50
+_NUMBERS_AT_ONCE = 5_000_000  # of the derivatives of a batch of rows by some coefficients
 
 
 def collect(into: Sums, part: Sums) -> None:
@@ -33,38 +35,49 @@ class MStep:
     Args:
         plan: The rule of each parameter.
         patient: Whether a number that has no maximum stays as it is until more rows are seen, and is else searched for.
+        q: What is to be maximised, at parameters and given rows with their expectations, batch by batch; the expected
+            log-density, if None.
     """
 
-    def __init__(self, plan: Plan, patient: bool = False) -> None:
-        self.plan, self.program, self.patient = plan, plan.program, patient
+    def __init__(
+        self,
+        plan: Plan,
+        patient: bool = False,
+        q: Objective | None = None,
+    ) -> None:
+        self.plan, self.program, self.patient, self.q = plan, plan.program, patient, q or self._expected_log_density
+        self._constraints = self.program.program.parameters.constraints
+        self._numbers = 1  # in the largest log-density of a batch, events by entry
 
-    def sums(self, args: tuple[Any, ...], expectation: Expectation, first: bool = True, late: bool = False) -> Sums:
+    def sums(self, batch: Batch, expectation: Expectation, late: bool = False) -> Sums:
         """What the closed forms need to know of some rows.
 
         Args:
-            args: The rows.
+            batch: The rows.
             expectation: Of the E-step on them; its trace may be at later parameters.
-            first: Whether these rows are the first of a sweep, with which what lies outside the rows is counted.
             late: Whether to look at sites whose loc was just found by other means, and else at all others.
         """
         found: Sums = {}
         sites, closed = sample_sites(expectation.trace), set(self.plan.closed)
+        sizes = [w.numel() * sites[n]["fn"].event_shape.numel() for n, w in expectation.weights.items()]
+        self._numbers = max(self._numbers, *sizes)
         with torch.no_grad():
-            for use in self.plan.uses(args).values():
+            for use in self.plan.uses(batch).values():
                 if use.family is None or use.prior_of or not use.params & closed or self.plan.is_late(use) != late:
                     continue
-                if not first and use.site not in self.program.program.sites.local:
+                if not batch.first and use.site not in self.program.program.sites.local:
                     continue
                 use = use.given("loc") if late else use
                 if not use.picked:
                     continue
                 key, form = self.plan.form(use)
-                collect(found, {key: form.sums(use, sites[use.site], expectation.weights[use.site].detach())})
+                weights = expectation.weights[use.site].detach()
+                collect(found, {key: form.sums(use, sites[use.site], weights)})
         return found
 
     def closed(self, sums: Sums, theta: Theta) -> dict[str, Tensor]:
         """The parameters with all maxima in closed form that these sums speak of."""
-        new, constraints = dict(theta), self.program.program.parameters.constraints
+        new = dict(theta)
         names = set(self.plan.closed)
         for key, part in sums.items():
             form = self.plan.forms[key]
@@ -76,7 +89,7 @@ class MStep:
                 for name, value in items.split(values, theta).items():
                     if name in names & self.plan.users(key, argument):
                         found = self.plan.links[name].inverse(value).to(theta[name])
-                        fits = constraints[name].check(found)
+                        fits = self._constraints[name].check(found)
                         if self.patient:
                             new[name] = torch.where(fits, found, theta[name]) if fits.shape == found.shape else found
                         elif not torch.isfinite(found).all():
@@ -95,7 +108,7 @@ class MStep:
         }
         return items.values(linked)
 
-    def __call__(self, theta: Theta, sums: Sums, batches: Callable[[], Iterable[Batch]]) -> dict[str, Tensor]:
+    def __call__(self, theta: Theta, sums: Sums, batches: Callable[[], Iterable[Expected]]) -> dict[str, Tensor]:
         """The new parameters.
 
         Args:
@@ -107,59 +120,31 @@ class MStep:
         if linear := self.plan.governed_by(LEAST_SQUARES):
             new |= self._newton(linear, new, batches)
         if searched := self.plan.governed_by(NUMERIC):
-            new |= self._search(searched, new, batches)
+            new = climb(searched, new, self._constraints, lambda there: self.q(there, batches()), _SEARCH_STEPS)
         if linear or searched:
             late: Sums = {}
-            for i, (args, expectation) in enumerate(batches()):
-                there = expectation._replace(trace=self.program.trace(new, args))
-                collect(late, self.sums(args, there, first=i == 0, late=True))
+            for batch, expectation in batches():
+                there = expectation._replace(trace=self.program.trace(new, batch))
+                collect(late, self.sums(batch, there, late=True))
             new = self.closed(late, new)
         return new
 
-    def q(self, theta: Theta, batches: Iterable[Batch]) -> Iterator[Tensor]:
-        """The expected log-density at ``theta``, batch by batch, in nats."""
-        for i, (args, expectation) in enumerate(batches):
+    def _expected_log_density(self, theta: Theta, batches: Iterable[Expected]) -> Iterator[Tensor]:
+        for batch, expectation in batches:
             total = torch.zeros((), dtype=torch.float64)
-            for name, site in sample_sites(self.program.trace(theta, args)).items():
-                if i > 0 and name not in self.program.program.sites.local:
+            for name, site in sample_sites(self.program.trace(theta, batch)).items():
+                if not batch.first and name not in self.program.program.sites.local:
                     continue  # what lies outside the rows counts once
                 weight = expectation.weights[name].detach()
                 log_prob = torch.where(weight == 0, 0.0, site["unscaled_log_prob"])
                 total = total + (weight * log_prob).double().sum()
             yield total
 
-    def gradient(self, names: list[str], theta: Theta, batches: Iterable[Batch]) -> dict[str, Tensor]:
+    def slopes(self, names: list[str], theta: Theta, batches: Callable[[], Iterable[Expected]]) -> dict[str, Tensor]:
         """The derivative of Q by unconstrained values of parameters."""
-        free = self._unconstrained(names, theta)
-        leaves = {n: v.requires_grad_() for n, v in free.items()}
-        total = {n: torch.zeros_like(v) for n, v in leaves.items()}
-        with torch.enable_grad():
-            for value in self.q({**theta, **self._constrained(leaves)}, batches):
-                grads = torch.autograd.grad(value, list(leaves.values()), retain_graph=True, allow_unused=True)
-                for n, g in zip(leaves, grads, strict=True):
-                    total[n] += 0 if g is None else g
-        return total
+        return Free(names, theta, self._constraints).gradient(lambda there: self.q(there, batches()))[1]
 
-    def _search(self, names: list[str], theta: Theta, batches: Callable[[], Iterable[Batch]]) -> dict[str, Tensor]:
-        """The maximum of Q by L-BFGS (Liu and Nocedal 1989), in unconstrained space."""
-        leaves = {n: v.requires_grad_() for n, v in self._unconstrained(names, theta).items()}
-        optimizer = torch.optim.LBFGS(
-            list(leaves.values()), max_iter=_SEARCH_STEPS, line_search_fn="strong_wolfe", tolerance_grad=1e-9
-        )
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            total = torch.zeros((), dtype=torch.float64)
-            with torch.enable_grad():
-                for value in self.q({**theta, **self._constrained(leaves)}, batches()):
-                    (-value).backward(retain_graph=True)
-                    total = total - value.detach()
-            return total
-
-        optimizer.step(closure)
-        return {n: v.detach() for n, v in self._constrained(leaves).items()}
-
-    def _newton(self, names: list[str], theta: Theta, batches: Callable[[], Iterable[Batch]]) -> dict[str, Tensor]:
+    def _newton(self, names: list[str], theta: Theta, batches: Callable[[], Iterable[Expected]]) -> dict[str, Tensor]:
         """One step of Newton's method, which ends at the maximum, for in these parameters Q is quadratic."""
         sizes = [theta[n].numel() for n in names]
         vector = torch.cat([theta[n].reshape(-1) for n in names]).double().requires_grad_()
@@ -167,20 +152,14 @@ class MStep:
         def split(v: Tensor) -> dict[str, Tensor]:
             return {n: p.reshape(theta[n].shape).to(theta[n].dtype) for n, p in zip(names, v.split(sizes), strict=True)}
 
+        at_once = max(1, _NUMBERS_AT_ONCE // self._numbers)
         gradient, hessian = torch.zeros_like(vector), vector.new_zeros(len(vector), len(vector))
+        units = torch.eye(len(vector), dtype=vector.dtype, device=vector.device)
         with torch.enable_grad():
             for value in self.q({**theta, **split(vector)}, batches()):
                 (first,) = torch.autograd.grad(value, vector, create_graph=True)
                 gradient += first.detach()
-                for row, unit in zip(hessian, torch.eye(len(vector), dtype=vector.dtype), strict=True):
-                    row += torch.autograd.grad(first, vector, unit, retain_graph=True)[0]
+                for rows, some in zip(hessian.split(at_once), units.split(at_once), strict=True):
+                    rows += torch.autograd.grad(first, vector, some, retain_graph=True, is_grads_batched=True)[0]
         step = torch.linalg.lstsq(-hessian, gradient.unsqueeze(-1), driver="gelsd").solution.squeeze(-1)
         return split(vector.detach() + step)
-
-    def _unconstrained(self, names: list[str], theta: Theta) -> dict[str, Tensor]:
-        constraints = self.program.program.parameters.constraints
-        return {n: transform_to(constraints[n]).inv(theta[n]).detach().clone() for n in names}
-
-    def _constrained(self, free: Theta) -> dict[str, Tensor]:
-        constraints = self.program.program.parameters.constraints
-        return {n: transform_to(constraints[n])(v) for n, v in free.items()}

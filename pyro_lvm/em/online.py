@@ -10,10 +10,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_lvm.batches import ShuffledRows
+from pyro_lvm.em.batch import Batch
 from pyro_lvm.em.forms import add
 from pyro_lvm.em.generic import GenericSteps
 from pyro_lvm.em.m_step import Sums
-from pyro_lvm.em.run import EMState, Theta
+from pyro_lvm.em.run import EMState, Refilled, Theta
 
 
 class OnlineRun:
@@ -54,39 +55,51 @@ class OnlineRun:
                 f"online EM needs a closed form for every parameter, and {others[0]!r} has none: "
                 f"{steps.plan.rules[others[0]]}"
             )
-        local, uses = steps.program.program.sites.local, steps.plan.uses(next(iter(steps.batches()))[0])
+        local, uses = steps.program.program.sites.local, steps.plan.uses(next(iter(steps.rows)))
         if outside := [n for n, use in uses.items() if n not in local and not use.prior_of and use.params]:
             raise ValueError(f"online EM needs all observations in the rows, and {outside[0]!r} lies outside")
         self.steps, self.theta, self.batches, self.exponent = steps, theta, batches, exponent
         self.num_epochs, self.callbacks = num_epochs, callbacks
         self._values: list[Tensor] = []
+        self._held: Sums = {}
+        self.finished = False
+        self.refilled: list[tuple[int, Refilled]] = []
 
     @property
     def objective(self) -> Tensor:
         """Of each pass, in nats."""
         return torch.stack(self._values)
 
-    def finish(self, interrupted: Callable[[], bool], bar: tqdm) -> None:
+    def finish(self, interrupted: Callable[[], bool], bar: tqdm, save: Callable[[], None] = lambda: None) -> None:
         """All passes that are left, or as many as callbacks and the user allow."""
-        held: Sums = {}
-        for epoch in range(self.num_epochs):
-            total = torch.zeros((), dtype=torch.float64)
-            for i in range(self.batches.num_batches):
-                step = epoch * self.batches.num_batches + i
-                args, weight = self.batches.get(step)
-                expectation = self.steps.expect(self.theta, args, weight)
-                total = total + expectation.objective(weight) + (expectation.outside if i == 0 else 0.0)
-                scale = self.batches.num_rows / len(expectation.rows)  # type: ignore[arg-type]
-                share = (step + 2) ** -self.exponent if held else 1.0
-                new = self.steps.m_step.sums(args, expectation)
-                for key, part in new.items():
-                    old = (1 - share) * held[key] if key in held else torch.zeros_like(part)
-                    held[key] = add(old, share * scale * part)
-                self.theta = self.steps.m_step.closed(held, self.theta)
-                if interrupted():
-                    break
-            self._values.append(total)
+        while not self.finished and not (self._values and interrupted()):
+            self._values.append(self._pass(len(self._values) * self.batches.num_batches))
             bar.update()
-            state = EMState(epoch + 1, self.objective, self.theta)
-            if interrupted() or any([callback(state) for callback in self.callbacks]):
-                break
+            state = EMState(len(self._values), self.objective, self.theta)
+            stopped = any([callback(state) for callback in self.callbacks])
+            self.finished = stopped or len(self._values) == self.num_epochs
+            save()
+
+    def _pass(self, start: int) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        for step in range(start, start + self.batches.num_batches):
+            batch = Batch(*self.batches.get(step))
+            expectation = self.steps.expect(self.theta, batch)
+            total = total + expectation.objective(batch.weight) + (expectation.outside if step == start else 0.0)
+            scale = self.batches.num_rows / len(expectation.rows)  # type: ignore[arg-type]
+            share = (step + 2) ** -self.exponent if self._held else 1.0
+            new = self.steps.m_step.sums(batch, expectation)
+            for key, part in new.items():
+                old = (1 - share) * self._held[key] if key in self._held else torch.zeros_like(part)
+                self._held[key] = add(old, share * scale * part)
+            self.theta = self.steps.m_step.closed(self._held, self.theta)
+        return total
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must carry."""
+        return {"theta": self.theta, "values": self._values, "finished": self.finished, "held": self._held}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue where ``state`` was taken."""
+        self.theta, self._values, self.finished = state["theta"], state["values"], state["finished"]
+        self._held = state["held"]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from pyro_lvm.em.forms import Values, observed, placed
+from pyro_lvm.em.forms import Form, Values, observed, placed
 from pyro_lvm.em.newton import dirichlet_concentration, gamma_concentration, negative_binomial_count
 from pyro_lvm.em.roles import Items
 from pyro_lvm.em.sums import scatters, weighted_sums
@@ -19,8 +22,8 @@ _FLOOR = 1e-6
 class Pairs:
     """The pairs of items, one of either argument, that were met so far; -1 stands for a constant."""
 
-    def __init__(self) -> None:
-        self._rows: dict[tuple[int, int], int] = {}
+    def __init__(self, known: Sequence[Sequence[int]] = ()) -> None:
+        self._rows: dict[tuple[int, int], int] = {(a, b): i for i, (a, b) in enumerate(known)}
 
     def rows(self, first: Tensor, second: Tensor) -> Tensor:
         """The number of the pair in each place, by the items that stand there."""
@@ -73,14 +76,31 @@ def _spread(weights: Tensor, x: Tensor, event_dims: int) -> Tensor:
     return weighted_sums(weights, (x - mean).square(), places) / n
 
 
-class Normal:
+class Paired(Form):
+    """Families with two arguments.
+
+    Attributes:
+        pairs: Of an item of the one and one of the other.
+        floors: The smallest variances.
+    """
+
+    pairs: Pairs
+    floors: Floors
+
+    def state(self) -> dict[str, Any]:
+        """Pairs and floors."""
+        return {"pairs": self.pairs.items.mT.contiguous(), "floors": self.floors.values}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Know these pairs and floors."""
+        if state:
+            self.pairs, self.floors.values = Pairs(state["pairs"].tolist()), state["floors"]
+
+
+class Normal(Paired):
     """Locs and scales of normal distributions, which may be shared across each other.
 
     Second moments are kept about the locs at the start, so that a large offset does not cancel them.
-
-    Attributes:
-        pairs: Of a loc and a scale.
-        floors: The smallest variances.
     """
 
     def __init__(self, items: Items, centre: Tensor) -> None:
@@ -141,7 +161,7 @@ def _is_crossed(of_loc: Tensor, of_scale: Tensor) -> bool:
     return len(used.unique()) < len(used) and bool((of_scale >= 0).any())
 
 
-class MultivariateNormal:
+class MultivariateNormal(Paired):
     """Locs and covariances of multivariate normal distributions; a covariance may be shared by several locs.
 
     Attributes:
@@ -205,11 +225,12 @@ def _floored(matrices: Tensor, floors: Tensor) -> Tensor:
     return torch.where(low, (vectors * lifted) @ vectors.mT, matrices)
 
 
-class Matched:
+class Matched(Paired):
     """Families whose two arguments come in pairs: gamma, beta and negative binomial distributions."""
 
     def __init__(self, form: str, arguments: list[str], items: Items) -> None:
         self.form, self.items, self.pairs = form, dict.fromkeys(arguments, items), Pairs()
+        self.floors = Floors(0)
 
     def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
         """Of the statistics of the family, or how often each count was observed, ``[P, M]``."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_lvm.em.batch import Batch
 from pyro_lvm.em.forms import Dirichlet, Form, Ratio, Simplex, Values
 from pyro_lvm.em.pairs import Matched, MultivariateNormal, Normal
 from pyro_lvm.em.priors import pseudo_sums
@@ -57,24 +58,27 @@ class Plan:
         priors: What conjugate priors add to the sums of each.
     """
 
-    def __init__(self, program: EMProgram, theta: Theta, batches: Iterable[tuple[Any, ...]]) -> None:
+    def __init__(self, program: EMProgram, theta: Theta, batches: Iterable[Batch]) -> None:
         self.program, self.theta = program, dict(theta)
         looks, self._follows = [], False
-        for args in batches:
-            self._last = args, self._look(args)
+        for batch in batches:
+            self._last = batch, self._look(batch)
             looks.append(self._last[1])
             self._follows = (
-                self._follows or self._num_rows(args) == 1 or any(map(self._follows_rows, looks[-1].values()))
+                self._follows
+                or program.program.data.count(batch.args) == 1
+                or any(map(self._follows_rows, looks[-1].values()))
             )
             if not self._follows:
                 break
         uses = self._last[1]
-        affine = self._affine_locs(uses, args)
+        affine = self._affine_locs(uses, batch)
         claims = {name: _claims(name, [use for look in looks for use in look.values()], affine) for name in theta}
         self.links = {name: c[0][2] for name, c in claims.items() if len(c) == 1}
         self._arguments = {name: c[0][:2] for name, c in claims.items() if len(c) == 1}
         self.rules = {name: self._rule(name, c) for name, c in claims.items()}
         self.forms: dict[str, Form] = {}
+        self._learned: dict[str, dict[str, Any]] = {}
         self.priors = self._pseudo_sums(uses, claims)
         self._refuse_half_pairs(uses)
 
@@ -91,35 +95,35 @@ class Plan:
         """Let a numerical search find a parameter."""
         self.rules[name] = f"{NUMERIC}, for {reason}"
 
-    def uses(self, args: tuple[Any, ...]) -> dict[str, Use]:
+    def uses(self, batch: Batch) -> dict[str, Use]:
         """What each site does with the parameters on these rows."""
-        if args is not self._last[0] and self._follows:
-            self._last = args, self._look(args)
+        if batch is not self._last[0] and self._follows:
+            self._last = batch, self._look(batch)
         return self._last[1]
 
-    def _look(self, args: tuple[Any, ...]) -> dict[str, Use]:
+    def _look(self, batch: Batch) -> dict[str, Use]:
         thetas = self.program.filling(1, self.theta), self.program.filling(2, self.theta)
         leaves = {name: v.clone().requires_grad_() for name, v in thetas[0].items()}
         with torch.enable_grad():
-            first = sample_sites(self.program.trace(leaves, args))
+            first = sample_sites(self.program.trace(leaves, batch))
         with torch.no_grad():
-            second = sample_sites(self.program.trace(thetas[1], args))
+            second = sample_sites(self.program.trace(thetas[1], batch))
         return {n: use_of((first[n], second[n]), thetas, leaves, self.program.points) for n in first}
 
-    def _affine_locs(self, uses: dict[str, Use], args: tuple[Any, ...]) -> dict[str, set[str]]:
+    def _affine_locs(self, uses: dict[str, Use], batch: Batch) -> dict[str, set[str]]:
         """The sites whose loc is an affine function of parameters, as in a regression, and these parameters."""
         asked = [
             u for u in uses.values() if u.family is not None and u.family.form == "normal" and u.roles["loc"] is None
         ]
         if not asked:
             return {}
-        real = {n for n, c in self.program.program.parameters.constraints.items() if is_real(c)}
+        real = {n for n, c in self.program.program.parameters.constraints.items() if is_real(c) and n in self.theta}
         one, other = self.program.filling(1, self.theta), self.program.filling(2, self.theta)
         leaves = {n: v.clone().requires_grad_() for n, v in one.items()}
         ends = leaves, one | {n: other[n] for n in real}
         between = one | {n: (1 - _SHARE) * one[n] + _SHARE * other[n] for n in real}
         with torch.enable_grad():
-            traces = [self.program.trace(theta, args) for theta in (*ends, between)]
+            traces = [self.program.trace(theta, batch) for theta in (*ends, between)]
         found = {}
         for use in asked:
             first, last, middle = (base(t.nodes[use.site]["fn"])[0].loc for t in traces)
@@ -136,10 +140,6 @@ class Plan:
     def users(self, key: str, argument: str) -> set[str]:
         """The parameters that stand for an argument of a form."""
         return {name for name, used in self._arguments.items() if used == (key.split()[0], argument)}
-
-    def _num_rows(self, args: tuple[Any, ...]) -> int | None:
-        data = self.program.program.data
-        return len(args[data.has_rows.index(True)]) if any(data.has_rows) else None
 
     def is_floored(self, name: str, value: Tensor) -> bool:
         """Whether a scale or covariance is as small as it may be, where Q may still rise."""
@@ -185,7 +185,19 @@ class Plan:
         key = " ".join([name, *map(str, size)])
         if key not in self.forms:
             self.forms[key] = self._make(name, list(use.family.arguments), size)
+            self.forms[key].restore(self._learned.get(key, {}))
         return key, self.forms[key]
+
+    def state(self) -> dict[str, Any]:
+        """What was learned from the rows on the way."""
+        return {"rules": dict(self.rules), "forms": {key: form.state() for key, form in self.forms.items()}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Know what another plan for the same fit had learned."""
+        self.rules.update(state["rules"])
+        self._learned = state["forms"]
+        for key, form in self.forms.items():
+            form.restore(self._learned.get(key, {}))
 
     def _make(self, name: str, arguments: list[str], size: tuple[int, ...]) -> Form:
         numbers, vectors = Items(self.theta, 0, ()), Items(self.theta, 1, size) if size else None

@@ -16,11 +16,14 @@ from torch.distributions import transform_to
 
 from pyro_lvm.data import Data
 from pyro_lvm.elbo.contraction import enumerate_model
+from pyro_lvm.em.batch import Batch
 from pyro_lvm.em.roles import Theta
+from pyro_lvm.guides import check_guide
 from pyro_lvm.params import ConstrainedParameters
 from pyro_lvm.program import Program
 from pyro_lvm.sites import Site, draw_or_feasible, find_row_plate, is_observed, prior_trace, sample_sites
 from pyro_lvm.statements import private_statements
+from pyro_lvm.svi.objective import Objective
 
 POINT = "points."  # stands before the name of a site in that of the parameter which it is
 
@@ -46,10 +49,24 @@ class Points(Messenger):
 class EMProgram:
     """A model as EM sees it.
 
+    Args:
+        model: The model.
+        data: Its data.
+        latents: Continuous sites that are latents and no parameters.
+        model_kwargs: Its keyword arguments.
+        plate: The name of the row plate, if it must be named.
+        example: Rows on which to look at it; all, if None.
+        guide: Of the latents that are not summed out: a callable or a name; None if there are none.
+        default_guide: What to take if there are some and ``guide`` is None.
+        weighted: Whether rows will have weights.
+
     Attributes:
-        program: The model and no guide, its parameters in constrained space.
+        program: The model and its guide, their parameters in constrained space.
         points: Latent sites that are parameters with a prior, and what these are called.
+        objective: The ELBO, where there is a guide.
     """
+
+    objective: Objective | None = None
 
     def __init__(
         self,
@@ -59,6 +76,9 @@ class EMProgram:
         model_kwargs: Mapping[str, Any] | None,
         plate: str | None,
         example: tuple[Any, ...] | None = None,
+        guide: Any = None,
+        default_guide: Any = None,
+        weighted: bool = False,
     ) -> None:
         kwargs = dict(model_kwargs or {})
         args = data.args if example is None else example
@@ -68,30 +88,36 @@ class EMProgram:
             row_plate, _ = find_row_plate(model, data, kwargs, plate)
         unknown = {n: s for n, s in sites.items() if not is_observed(s) and not s["is_observed"]}
         _check_latents(latents, unknown)
-        self.points = {
-            name: POINT + name
-            for name, site in unknown.items()
-            if site["infer"].get("enumerate") != "parallel"
-            and name not in (latents or ())
-            and (latents is not None or not _is_local(site, row_plate))
-        }
-        for name, site in unknown.items():
-            if name not in self.points and site["infer"].get("enumerate") != "parallel":
-                raise ValueError(
-                    f"the latent {name!r} of the rows has no finite support, so that EM cannot sum it out: fit the "
-                    "model by lvm.fit, with a guide for it"
-                )
+        continuous = [name for name, site in unknown.items() if site["infer"].get("enumerate") != "parallel"]
+        local = {name for name in continuous if _is_local(unknown[name], row_plate)} if latents is None else set()
+        asked = local | set(latents or ())
+        if guide is None and asked & set(continuous):
+            guide = default_guide
+        drawn = _sites_of(guide, args, kwargs)
+        self.points = {name: POINT + name for name in continuous if name not in asked | drawn}
+        for name in asked.intersection(continuous) - drawn if not isinstance(guide, str) else ():
+            raise ValueError(
+                f"the latent {name!r} has no finite support, so that EM cannot sum it out: pass guide=, such as "
+                "'mean_field', for variational EM"
+            )
         self.model = Points(self.points)(model) if self.points else model
-        self.program = Program(self.model, None, data, example, kwargs, plate)
+        if guide is None:
+            self.program = Program(self.model, None, data, example, kwargs, plate)
+        else:
+            self.objective = Objective(self.model, guide, plate=plate, model_kwargs=kwargs)
+            self.objective.prepare(data, example, weighted)
+            self.program = self.objective.program
         self.program.parameters = ConstrainedParameters(self.program.parameters)
 
-    def trace(self, theta: Theta, args: tuple[Any, ...]) -> poutine.Trace:
-        """The model on some rows with its latents in parallel and its parameters at ``theta``."""
-        program = self.program
+    def trace(self, theta: Theta, batch: Batch) -> poutine.Trace:
+        """The model on some rows with its latents in parallel, or held, and its parameters at ``theta``."""
+        program, held = self.program, poutine.Trace()
+        for name, value in batch.values.items():
+            held.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
         bound = program.bind(theta, self.model)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Encountered (NaN|[+-]inf)", UserWarning)  # as under a mask
-            trace = enumerate_model(bound, args, program.model_kwargs, program.max_plate_nesting, None)
+            trace = enumerate_model(bound, batch.args, program.model_kwargs, program.max_plate_nesting, held)
             trace.compute_log_prob()
         return trace
 
@@ -99,11 +125,20 @@ class EMProgram:
         """Valid values of all parameters, no two of which are alike."""
         generator = torch.Generator().manual_seed(seed)
         found = {}
-        for name, constraint in self.program.parameters.constraints.items():
-            there = transform_to(constraint)
+        for name in theta:
+            there = transform_to(self.program.parameters.constraints[name])
             shape = there.inv(theta[name].clone()).shape
             found[name] = there(torch.randn(shape, generator=generator, dtype=theta[name].dtype)).to(theta[name].device)
         return found
+
+
+def _sites_of(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[str]:
+    """The sites that a guide draws; none of one that is only named."""
+    check_guide(guide)
+    if guide is None or isinstance(guide, str):
+        return set()
+    with pyro.get_param_store().scope(), private_statements(guide):
+        return set(sample_sites(poutine.trace(guide).get_trace(*args, **kwargs)))
 
 
 def _is_local(site: Site, row_plate: Any) -> bool:
@@ -121,25 +156,17 @@ def _check_latents(latents: Sequence[str] | None, unknown: Collection[str]) -> N
         )
 
 
-def make_program(
+def own_program(
     model: Callable,
     data: Data,
-    own_steps: bool,
-    latents: Sequence[str] | None,
     model_kwargs: Mapping[str, Any] | None,
     plate: str | None,
     example: tuple[Any, ...] | None = None,
-) -> tuple[EMProgram | None, Program]:
-    """The model as EM sees it, and as results do.
-
-    A model with steps of its own keeps its guide, which says what its parameters are the posterior of.
-    """
-    if own_steps:
-        program = Program(model, None, data, example, model_kwargs, plate)
-        program.parameters = ConstrainedParameters(program.parameters)
-        return None, program
-    em = EMProgram(model, data, latents, model_kwargs, plate, example)
-    return em, em.program
+) -> Program:
+    """A model with steps of its own, which keeps its guide: this says what its parameters are the posterior of."""
+    program = Program(model, None, data, example, model_kwargs, plate)
+    program.parameters = ConstrainedParameters(program.parameters)
+    return program
 
 
 def complete(data: Data, rows: Sequence[int] | None) -> Data:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pyro_lvm import files, randomness
 from pyro_lvm.data import Data
-from pyro_lvm.em.program import POINT, complete, make_program
+from pyro_lvm.em.program import POINT, EMProgram, complete, own_program
+from pyro_lvm.em.run import Refilled
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
@@ -25,6 +26,10 @@ class EMResult(Result):
         objective_name: What that is, such as "log-likelihood", "log-posterior" or "ELBO".
         num_iter: Iterations taken.
         restarts: The objective that each start has reached, ``[num_restarts]``.
+        restart_params: The parameters that each has reached, ``[num_restarts, ...]`` by name, components in the order
+            of the best start's where the model says how parameters belong to them.
+        refilled: Components to which no row belonged, and that got rows: each with the number of the iteration in which
+            a new segment of the objective begins.
     """
 
     def __init__(
@@ -40,6 +45,8 @@ class EMResult(Result):
         asked: list[str] | None,
         num_iter: int,
         restarts: Tensor,
+        restart_params: Values,
+        refilled: list[Refilled],
         missing: bool,
         seconds: float,
         converged: bool,
@@ -51,6 +58,8 @@ class EMResult(Result):
         self._latents_by, self._rules = latents, rules
         super().__init__(program, values, num_steps=self.num_iter, seconds=seconds, converged=converged, seed=seed)
         self.params = {name.removeprefix(POINT): value for name, value in self.params.items()}
+        self.restart_params = {name.removeprefix(POINT): value for name, value in restart_params.items()}
+        self.refilled = refilled
 
     def _arguments(self, given: tuple[Any, ...], needs_rows: bool = True) -> tuple[Any, ...]:
         if self._missing and not given and needs_rows:
@@ -64,6 +73,7 @@ class EMResult(Result):
         """How each latent was dealt with, and which rule each parameter followed."""
         rows = [("latent", name, how) for name, how in self._latents_by.items()]
         rows += [("parameter", name.removeprefix(POINT), rule) for name, rule in self._rules.items()]
+        rows += [("component", str(k), f"was empty and got rows in iteration {i}") for i, k in self.refilled]
         widths = [max(len(row[i]) for row in rows) for i in range(2)] if rows else [0, 0]
         return "\n".join(f"{kind:<{widths[0]}}  {name:<{widths[1]}}  {how}" for kind, name, how in rows)
 
@@ -84,6 +94,9 @@ class EMResult(Result):
             "objective": self.objective,
             "objective_name": self.objective_name,
             "restarts": self.restarts,
+            "restart_params": {name: v.detach() for name, v in self.restart_params.items()},
+            "refilled": [tuple(event) for event in self.refilled],
+            "guided": self._program.has_guide,
             "num_iter": self.num_iter,
             "missing": self._missing,
             "latents": self._latents_by,
@@ -96,16 +109,24 @@ class EMResult(Result):
 def load(
     path: files.FilePath,
     model: Callable,
+    guide: Any,
     *data: Any,
     plate: str | None = None,
     rows: Sequence[int] | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
 ) -> EMResult:
     """Read a result of :func:`pyro_lvm.fit_em`; see :func:`pyro_lvm.load`."""
-    names = ["objective", "objective_name", "restarts", "num_iter", "missing", "latents", "rules", "own_steps", "asked"]
-    names += ["seconds", "converged", "seed"]
-    state = files.read(path, "result", ["data", "params", *names])
+    names = ["objective", "objective_name", "restarts", "restart_params", "refilled", "num_iter", "missing", "latents"]
+    names += ["rules", "own_steps", "asked", "seconds", "converged", "seed"]
+    state = files.read(path, "result", ["data", "params", "guided", *names])
+    if guide is not None and not state["guided"]:
+        raise ValueError(f"{str(path)!r} holds a fit by EM without a guide: pass None")
     with randomness.seeded(state["seed"]):
         held = complete(Data(data, rows, missing=state["missing"]), rows)
-        program = make_program(model, held, state["own_steps"], state["asked"], model_kwargs, plate)[1]
+        if state["own_steps"]:
+            program = own_program(model, held, model_kwargs, plate)
+        else:
+            default = getattr(getattr(model, "__self__", model), "guide", None) if state["guided"] else None
+            program = EMProgram(model, held, state["asked"], model_kwargs, plate, None, guide, default).program
+    state["refilled"] = [Refilled(*event) for event in state["refilled"]]
     return EMResult(program, restored(program, state, path), **{name: state[name] for name in names})

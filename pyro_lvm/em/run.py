@@ -4,16 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-Theta = dict[str, Tensor]
-Rows = tuple[tuple[Any, ...], Tensor | None]  # arguments of the model for some rows, and the weights of these
+Theta = dict[str, Tensor]  # constrained values of parameters, by name
 
 _ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-10}  # of the size of the objective
+EMPTY = 1e-3  # the rows that a component must have
+MOST_ROWS = 20_000  # to find a start by: more make it no better
+_MOST_REFILLS = 10  # iterations that may fill empty components again, lest a run goes on for ever
+
+
+class Empty(NamedTuple):
+    """A component to which no row belongs.
+
+    Attributes:
+        run: Of several starts at once, counted from 0.
+        component: Counted from 0.
+    """
+
+    run: int
+    component: int
+
+
+class Refilled(NamedTuple):
+    """A component that was empty and got rows.
+
+    Attributes:
+        iteration: The first that speaks of the new component.
+        component: Counted from 0.
+    """
+
+    iteration: int
+    component: int
 
 
 @dataclass(frozen=True)
@@ -36,12 +62,28 @@ class Steps(Protocol):
 
     objective_name: str
     monotone: bool
+    rules: dict[str, str]
 
     def sweep(self, theta: Theta) -> tuple[Tensor, Any]:
         """The objective at ``theta``, in nats, and what the M-step needs to know; of several runs at once, ``[R]``."""
 
     def maximize(self, theta: Theta, found: Any) -> Theta:
         """The next parameters."""
+
+    def empty(self, theta: Theta, found: Any) -> list[Empty]:
+        """The components to which no row belongs."""
+
+    def refill(self, theta: Theta, empty: list[Empty]) -> Theta:
+        """Parameters at which these components have rows."""
+
+    def axes(self, theta: Theta) -> dict[str, tuple[int, ...]]:
+        """The dimensions of the parameters of one run that count components."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must carry beside the parameters."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue where ``state`` was taken."""
 
 
 class NotMonotoneError(RuntimeError):
@@ -72,8 +114,9 @@ class Run:
 
     Attributes:
         theta: The parameters now.
-        objective: At the start and after each iteration, ``[num_iter + 1]`` or ``[num_iter + 1, R]``.
         converged: Whether the last iteration gained less than the tolerance, in every run.
+        finished: Whether it has ended.
+        refilled: Components that were empty, with the run to which each belongs.
     """
 
     def __init__(
@@ -88,32 +131,48 @@ class Run:
         self.steps, self.theta, self.max_iter, self.tol = steps, theta, max_iter, tol
         self.num_rows, self.callbacks = num_rows, callbacks
         self._values: list[Tensor] = []
-        self.converged = False
+        self.converged = self.finished = False
+        self.refilled: list[tuple[int, Refilled]] = []
 
     @property
     def objective(self) -> Tensor:
-        """Of each iteration, in nats."""
+        """At the start and after each iteration, in nats, ``[num_iter + 1]`` or ``[num_iter + 1, R]``."""
         return torch.stack(self._values)
 
-    def finish(self, interrupted: Callable[[], bool], bar: tqdm) -> None:
-        """All iterations that are left, or as many as callbacks and the user allow."""
+    def finish(self, interrupted: Callable[[], bool], bar: tqdm, save: Callable[[], None] = lambda: None) -> None:
+        """All iterations that are left, or as many as callbacks and the user allow.
+
+        Args:
+            interrupted: Whether the user wants an end.
+            bar: Shows how far it is.
+            save: Called after each iteration.
+        """
+        if self.finished:
+            return
         value, found = self.steps.sweep(self.theta)
-        self._values.append(value.double())
-        while len(self._values) <= self.max_iter and not self.converged and not interrupted():
-            theta = self.steps.maximize(self.theta, found)
+        if not self._values:
+            self._values.append(value.double())
+        while len(self._values) <= self.max_iter and not self.finished and not interrupted():
+            empty = self.steps.empty(self.theta, found) if len(self.refilled) < _MOST_REFILLS else []
+            if empty:
+                theta = self.steps.refill(self.theta, empty)
+                self.refilled += [(e.run, Refilled(len(self._values), e.component)) for e in empty]
+            else:
+                theta = self.steps.maximize(self.theta, found)
             value, found = self.steps.sweep(theta)
-            self._check(value)
+            self._check(value, may_fall=bool(empty))
             gain = value - self._values[-1]
             self.theta = theta
             self._values.append(value.double())
-            self.converged = self.steps.monotone and bool((gain < self.tol * self.num_rows).all())
+            self.converged = self.steps.monotone and not empty and bool((gain < self.tol * self.num_rows).all())
             bar.update()
             bar.set_postfix_str(f"{self.steps.objective_name} {float(value.max()):.6g}")
             state = EMState(len(self._values) - 1, self.objective, theta)
-            if any([callback(state) for callback in self.callbacks]):
-                break
+            stopped = any([callback(state) for callback in self.callbacks])
+            self.finished = stopped or self.converged or len(self._values) > self.max_iter
+            save()
 
-    def _check(self, value: Tensor) -> None:
+    def _check(self, value: Tensor, may_fall: bool) -> None:
         if not torch.isfinite(value).all():
             raise ValueError(
                 f"iteration {len(self._values)} of EM made the {self.steps.objective_name} infinite: a prior below 1 "
@@ -123,8 +182,24 @@ class Run:
         before = self._values[-1]
         dtype = next(iter(self.theta.values())).dtype
         allowed = _ROUNDING[dtype] * before.abs().clamp(min=self.num_rows)
-        if not self.steps.monotone:
+        if may_fall or not self.steps.monotone:
             return
         fell = ~(value >= before - allowed)
         if fell.any():
             raise NotMonotoneError(len(self._values), float(before[fell][0]), float(value[fell][0]))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must carry."""
+        return {
+            "theta": self.theta,
+            "values": self._values,
+            "converged": self.converged,
+            "finished": self.finished,
+            "refilled": [(run, *event) for run, event in self.refilled],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue where ``state`` was taken."""
+        self.theta, self._values = state["theta"], state["values"]
+        self.converged, self.finished = state["converged"], state["finished"]
+        self.refilled = [(run, Refilled(*event)) for run, *event in state["refilled"]]

@@ -28,13 +28,6 @@ def check_positive(name: str, value: float) -> float:
     return float(value)
 
 
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
-    """Return `value` if it is one of `choices`, or raise."""
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
-    return value
-
-
 def check_rows(name: str, rows: Tensor, num_features: int, dtype: torch.dtype) -> Tensor:
     """Return `rows` `[N, D]` in the parameters' `dtype`, or raise.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -33,6 +34,27 @@ class Steps(ABC):
     @abstractmethod
     def maximize(self, sums: Sums, params: Params) -> Params:
         """The parameters at which the expected log-density is largest, in the dtype of those given."""
+
+    def shares(self, sums: Sums, params: Params) -> Tensor | None:
+        """How many rows belong to each component, ``[R, K]``, with infinity for one that is impossible.
+
+        None for models without components, and for those in which an empty one has its place.
+        """
+        return None
+
+    def refill(self, params: Params, empty: Sequence[tuple[int, int]], args: tuple[Any, ...]) -> Params:
+        """Parameters at which empty components, each with the run that it belongs to, have rows.
+
+        Args:
+            params: The parameters.
+            empty: Runs and components, counted from 0.
+            args: Some rows.
+        """
+        raise NotImplementedError
+
+    def component_axes(self, params: Params) -> dict[str, int]:
+        """The dimension of each parameter of one run that counts components, where there is one."""
+        return {}
 
     def outside(self, params: Params) -> Tensor | float:
         """What the objective has beside the rows, such as the log-density of priors."""

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_lvm.checks import check_count
+from pyro_lvm.checks import check_choice, check_count
 from pyro_lvm.data import as_tensor
-from pyro_lvm.models._base import check_choice, check_rows
+from pyro_lvm.models._base import check_rows
+from pyro_lvm.models._gaussian_posterior import impute, observed_log_prob
 from pyro_lvm.models._mixture_base import MixtureModule, clusters
 from pyro_lvm.models.gaussian_mixture_em import GaussianMixtureSteps
-from pyro_lvm.models.gaussian_mixture_missing import MissingGaussianMixtureSteps, impute, observed_log_prob
+from pyro_lvm.models.gaussian_mixture_missing import MissingGaussianMixtureSteps
 
 __all__ = ["GaussianMixture"]
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
+from pyro_lvm.models._gaussian_posterior import impute, observed_log_prob
+from pyro_lvm.models._gaussian_runs import as_runs, colour, kind_of, log_constant, normalize, whiten, without_runs
 from pyro_lvm.models._steps import Params, Steps, Sums
 
 __all__ = ["GaussianMixtureSteps"]
@@ -106,68 +108,42 @@ class GaussianMixtureSteps(Steps):
         }
         return {name: value.reshape(params[name].shape).to(params[name].dtype) for name, value in result.items()}
 
+    def shares(self, sums: Sums, params: Params) -> Tensor:
+        """See `Steps.shares`."""
+        weights, _, _ = as_runs(params)
+        return sums["counts"].reshape(weights.shape).where(weights > 0, torch.inf)
 
-def kind_of(params: Params) -> str:
-    """Which of the four types the covariances have."""
-    if "scale_tril" in params:
-        return "full" if params["scale_tril"].dim() > params["locs"].dim() else "tied"
-    return "diag" if params["scale"].dim() == params["locs"].dim() else "spherical"
+    def refill(self, params: Params, empty: Sequence[tuple[int, int]], args: tuple[Any, ...]) -> Params:
+        """See `Steps.refill`.
 
+        A component comes to a row with a lower density than nineteen in twenty, with the covariance that components
+        have on average and half the weight that they have.
+        """
+        weights, locs, scale = (value.clone() for value in as_runs(params))
+        x = args[0].to(locs)
+        order = observed_log_prob(params, x).reshape(len(locs), -1).argsort(-1)
+        spread = _average(weights, scale)
+        for rank, (run, component) in enumerate(empty):
+            row = order[run, max(0, order.shape[1] // 20 - rank)]
+            locs[run, component] = impute(params, x[row].unsqueeze(0)).reshape(len(locs), -1)[run].to(locs)
+            weights[run, component] = 0.5 / weights.shape[-1]
+            if scale.shape[1] > 1:
+                scale[run, component] = spread[run]
+        weights /= weights.sum(-1, keepdim=True)
+        found = {"weights": weights, "locs": locs, "scale_tril" if scale.dim() == 4 else "scale": scale}
+        return {name: value.reshape(params[name].shape).to(params[name].dtype) for name, value in found.items()}
 
-def as_runs(params: Params) -> tuple[Tensor, Tensor, Tensor]:
-    """The parameters in double precision, with a dimension of runs.
-
-    Returns:
-        `weights`, `[R, K]`; `locs`, `[R, K, D]`; and `scale_tril` or `scale`, which is `[R, K, D, D]` (full),
-        `[R, 1, D, D]` (tied), `[R, K, D]` (diagonal) or `[R, K, 1]` (spherical).
-    """
-    kind = kind_of(params)
-    weights, locs, scale = (
-        params[name].detach().double()
-        for name in ("weights", "locs", "scale_tril" if "scale_tril" in params else "scale")
-    )
-    if locs.dim() == 2:
-        weights, locs, scale = weights.unsqueeze(0), locs.unsqueeze(0), scale.unsqueeze(0)
-    if kind == "tied":
-        scale = scale.unsqueeze(1)
-    elif kind == "spherical":
-        scale = scale.unsqueeze(-1)
-    return weights, locs, scale
-
-
-def without_runs(sums: Sums, params: Params) -> Sums:
-    """Drops the dimension of runs if the parameters have none."""
-    return sums if params["locs"].dim() == 3 else {name: value.squeeze(0) for name, value in sums.items()}
+    def component_axes(self, params: Params) -> dict[str, int]:
+        """See `Steps.component_axes`."""
+        return {name: 0 for name in params if name != "scale_tril" or params[name].dim() == 3}
 
 
-def normalize(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The log-sums over components and the responsibilities, `[R, n]` and `[R, K, n]`; uses up the logits.
-
-    Responsibilities near the smallest number of the dtype become zero, for processors are slow below it.
-    """
-    largest = logits.amax(1, keepdim=True)
-    lowest = math.log(torch.finfo(logits.dtype).tiny) + 8
-    posterior = torch.threshold_(logits.sub_(largest), lowest, -math.inf).exp_()
-    total = posterior.sum(1, keepdim=True)
-    return (largest + total.log()).squeeze(1), posterior.div_(total)
-
-
-def colour(scale: Tensor, noise: Tensor) -> Tensor:
-    """From units of the covariances to those of the data, `[R, K, D]`."""
-    return (scale @ noise.unsqueeze(-1)).squeeze(-1) if scale.dim() == 4 else scale * noise
-
-
-def whiten(scale: Tensor, deviation: Tensor) -> Tensor:
-    """From units of the data to those of the covariances, `[R, K, D]`."""
+def _average(weights: Tensor, scale: Tensor) -> Tensor:
+    """The scale of the average covariance of the components, of each run; see `as_runs`."""
+    shape = (*weights.shape, *[1] * (scale.dim() - 2))
     if scale.dim() == 4:
-        return solve_triangular(scale, deviation.unsqueeze(-1), upper=False).squeeze(-1)
-    return deviation / scale
-
-
-def log_constant(locs: Tensor, scale: Tensor) -> Tensor:
-    """The log-densities at the locs, `[R, K]`."""
-    scales = scale.diagonal(dim1=-2, dim2=-1) if scale.dim() == 4 else scale
-    return -scales.expand_as(locs).log().sum(-1) - 0.5 * locs.shape[-1] * math.log(2 * math.pi)
+        return torch.linalg.cholesky((weights.reshape(shape) * (scale @ scale.mT)).sum(1))
+    return (weights.reshape(shape) * scale.square()).sum(1).sqrt()
 
 
 def _scale_trils(scale: Tensor, moment: Tensor, noise: Tensor, floor: float) -> tuple[Tensor, Tensor]:

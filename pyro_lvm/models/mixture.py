@@ -10,9 +10,9 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from pyro_lvm.checks import check_count
+from pyro_lvm.checks import check_choice, check_count
 from pyro_lvm.data import as_tensor
-from pyro_lvm.models._base import check_choice, check_rows
+from pyro_lvm.models._base import check_rows
 from pyro_lvm.models._mixture_base import MixtureModule, clusters
 from pyro_lvm.models._mixture_families import (
     FAMILIES,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,21 +15,19 @@ from torch.utils.data import DataLoader
 
 from pyro_lvm import files, randomness
 from pyro_lvm.batches import Batches, LoaderRows, ShuffledRows, WholeData
-from pyro_lvm.checks import check_count, check_seed
+from pyro_lvm.checkpoint import Checkpoint, name_of
+from pyro_lvm.checks import check_callbacks, check_count, check_device, check_seed
 from pyro_lvm.data import Data, as_arguments, check_num_rows
-from pyro_lvm.modules import unchanged_if_it_fails
+from pyro_lvm.modules import move, unchanged_if_it_fails
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
-from pyro_lvm.svi.checkpoint import Checkpoint
 from pyro_lvm.svi.choice import choose_loop
 from pyro_lvm.svi.initial import initial_values
 from pyro_lvm.svi.loop import EagerLoop
 from pyro_lvm.svi.objective import Objective
 from pyro_lvm.svi.result import SVIResult
-from pyro_lvm.svi.run import Run
+from pyro_lvm.svi.run import STATE, Run, was_compiled
 from pyro_lvm.svi.stopping import FitState
-
-_one_at_a_time = threading.RLock()  # Pyro's handlers and torch's random state belong to the process, not to a thread
 
 
 def fit(
@@ -115,15 +112,16 @@ def fit(
     num_steps, every, seed = check_count("num_steps", num_steps), check_count("every", every), check_seed(seed)
     batch_size = None if batch_size is None else check_count("batch_size", batch_size)
     num_rows = None if num_rows is None else check_count("num_rows", num_rows)
-    _check_options(compile, callbacks, progress)
-    _check_device(device)
+    _check_compile(compile)
+    check_callbacks(callbacks, progress)
+    check_device(device)
     path = None if checkpoint is None else files.check_writable(checkpoint, "checkpoint")
     objective = Objective(model, guide, elbo, plate=plate, model_kwargs=model_kwargs)
     loader = LoaderRows(data[0], device) if len(data) == 1 and isinstance(data[0], DataLoader) else None
     generators = [] if loader is None else loader.generators
-    _move([model, guide], device)
+    move([model, guide], device)
     on_device = nullcontext() if device is None else torch.device(device)
-    with _one_at_a_time, randomness.seeded(seed, generators), on_device, unchanged_if_it_fails(model, guide):
+    with randomness.one_at_a_time, randomness.seeded(seed, generators), on_device, unchanged_if_it_fails(model, guide):
         if loader is None:
             tensors = Data(data, rows, device)
             check_num_rows(num_rows, tensors.num_rows)
@@ -132,7 +130,7 @@ def fit(
             _check_loader(batch_size=batch_size, rows=rows, sample_weight=sample_weight)
             tensors = Data(loader.first())
             tensors.complete = False
-            total = num_rows or _length(loader.loader)
+            total = num_rows or loader.num_rows
         example = tensors.args if batch_size is None else tensors.take(slice(0, batch_size))
         batch_rows = batch_size or tensors.num_rows
         objective.prepare(tensors, example, weighted=sample_weight is not None)
@@ -156,8 +154,8 @@ def fit(
         kept = None
         if path is not None:
             what: dict[str, Any] = {
-                "model": _name(model),
-                "guide": _name(program.guide),
+                "model": name_of(model),
+                "guide": name_of(program.guide),
                 "elbo": objective.elbo,
                 "optim": [loop.optimizer, _groups(loop.optimizer), getattr(optim, "pt_clip_args", None)],
                 "scheduler": loop.scheduler,
@@ -172,9 +170,9 @@ def fit(
             }
             what |= {"num_steps": num_steps, "batch_size": batch_size, "clip": clip, "every": every}
             what |= {"plate": plate, "rows": rows, "num_rows": num_rows, "seed": seed, "device": device}
-            kept = Checkpoint(path, what)
+            kept = Checkpoint(path, what, STATE)
         began = time.perf_counter()
-        recorded = None if kept is None else kept.compiled
+        recorded = None if kept is None or kept.state is None else was_compiled(kept.state)
         chosen = choose_loop(loop, compile, num_steps, seed, watched=bool(callbacks or scheduler), recorded=recorded)
         run = Run(objective, chosen, held_out, num_steps, every, list(callbacks), kept, seed)
         run.seconds = time.perf_counter() - began
@@ -188,33 +186,15 @@ def _check_batches(batch_size: int | None, num_rows: int | None) -> None:
         raise ValueError(f"batch_size={batch_size} exceeds the number of rows, {num_rows}")
 
 
-def _check_options(compile: Any, callbacks: Any, progress: Any) -> None:
+def _check_compile(compile: Any) -> None:
     if not isinstance(compile, bool) and compile != "auto":
         raise ValueError(f"compile must be 'auto', True or False; got {compile!r}")
-    if not isinstance(callbacks, list | tuple) or not all(callable(c) for c in callbacks):
-        raise TypeError("callbacks must be a list of functions of the fit's state")
-    if not isinstance(progress, bool):
-        raise TypeError(f"progress must be True or False; got {progress!r}")
-
-
-def _check_device(device: Any) -> None:
-    try:
-        torch.zeros((), device=device)
-    except (RuntimeError, TypeError, AssertionError) as error:  # torch built without CUDA asserts
-        raise ValueError(f"device={device!r} is no device of this machine; try 'cpu' or 'cuda'") from error
 
 
 def _check_loader(**options: Any) -> None:
     for name, value in options.items():
         if value is not None:
             raise ValueError(f"{name} cannot be given with a DataLoader, which makes the batches itself")
-
-
-def _length(loader: DataLoader) -> int:
-    try:
-        return len(loader.dataset)  # type: ignore[arg-type]
-    except TypeError as error:
-        raise ValueError("the DataLoader's dataset has no length: pass num_rows=") from error
 
 
 def _validation(program: Program, validation: Any, rows: Any, device: Any) -> tuple[Any, ...] | None:
@@ -234,17 +214,6 @@ def _validation(program: Program, validation: Any, rows: Any, device: Any) -> tu
         if isinstance(new, Tensor) and isinstance(old, Tensor) and new.shape[has:] != old.shape[has:]:
             raise ValueError(f"validation argument {i} has shape {list(new.shape)}, in the fit {list(old.shape)}")
     return held_out
-
-
-def _move(programs: Sequence[Any], device: torch.device | str | None) -> None:
-    for thing in programs:
-        owner = getattr(thing, "__self__", thing)
-        if device is not None and isinstance(owner, torch.nn.Module):
-            owner.to(device)
-
-
-def _name(thing: Any) -> str:
-    return getattr(thing, "__qualname__", type(thing).__qualname__)
 
 
 def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:

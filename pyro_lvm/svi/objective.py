@@ -283,7 +283,7 @@ class Objective:
             raise ValueError(f"batch has {len(args)} arguments, but init was given {len(program.data.args)}")
         if not all(isinstance(a, Tensor) for a, has in zip(args, program.data.has_rows, strict=True) if has):
             raise TypeError(f"batch must be a tensor or a tuple of the model's arguments; got {args}")
-        rows = len(args[program.data.has_rows.index(True)]) if any(program.data.has_rows) else None
+        rows = program.data.count(args)
         if num_rows is not None:
             check_count("num_rows", num_rows)
             check_num_rows(num_rows, rows)

@@ -11,8 +11,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_lvm import randomness
+from pyro_lvm.checkpoint import Checkpoint
 from pyro_lvm.interrupts import interrupts
-from pyro_lvm.svi.checkpoint import Checkpoint
 from pyro_lvm.svi.compiled import CompiledLoop
 from pyro_lvm.svi.loop import EagerLoop
 from pyro_lvm.svi.objective import Objective
@@ -20,6 +20,7 @@ from pyro_lvm.svi.result import SVIResult
 from pyro_lvm.svi.stopping import FitState
 
 _LONG_BLOCK = 1_000
+STATE = ("loop", "losses", "validation", "seconds", "finished")  # what a checkpoint holds
 
 
 class Run:
@@ -136,3 +137,8 @@ class Run:
         self.step, self.validation = len(state["losses"]), state["validation"]
         self._losses[: self.step] = state["losses"]
         self.seconds, self.finished, self.compiled = state["seconds"], state["finished"], state["loop"]["compiled"]
+
+
+def was_compiled(state: dict[str, Any]) -> bool:
+    """Whether the fit of a checkpoint went on in a compiled program, if there is anything left to go on with."""
+    return bool(state["loop"]["compiled"] and not state["finished"])

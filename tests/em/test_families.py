@@ -193,7 +193,7 @@ def solved(mean_logs, start):
         a = np.exp(log_a)
         return special.digamma(a) - special.digamma(a.sum()) - mean_logs
 
-    return np.exp(optimize.fsolve(gap, np.log(start), xtol=1e-13))
+    return np.exp(optimize.fsolve(gap, np.log(start), xtol=1e-11))
 
 
 def beta():

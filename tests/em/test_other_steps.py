@@ -8,6 +8,7 @@ from pyro.distributions import constraints
 
 import pyro_lvm as lvm
 from pyro_lvm.data import Data
+from pyro_lvm.em.batch import Batch
 from pyro_lvm.em.e_step import drawn, expect
 from pyro_lvm.em.program import EMProgram
 
@@ -40,7 +41,7 @@ def chain(x):
 def test_counts_of_draws_are_unbiased(model, data):
     """Within five standard errors of the exact counts, and two draws of 400 for the rarest states."""
     program = EMProgram(model, Data((data,)), None, None, None)
-    trace = program.trace(program.program.parameters.start(), (data,))
+    trace = program.trace(program.program.parameters.start(), Batch((data,), None))
     pyro.set_rng_seed(0)
     plate = program.program.sites.row_plate
     exact, found = expect(trace, plate), drawn(trace, plate, None, 400)

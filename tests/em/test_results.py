@@ -315,7 +315,7 @@ def test_result_can_be_saved_and_read_again(tmp_path):
     torch.testing.assert_close(again.score().value, result.score().value, rtol=0, atol=0)
     with pytest.raises(ValueError, match="holds a fit to other data"):
         lvm.load(tmp_path / "fit.pt", model, None, x + 1)
-    with pytest.raises(ValueError, match="has no guide"):
+    with pytest.raises(ValueError, match="without a guide"):
         lvm.load(tmp_path / "fit.pt", model, "mean_field", x)
 
 

@@ -4,9 +4,10 @@ import torch
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
 
-from pyro_lvm.models import gaussian_mixture_missing
+from pyro_lvm.models import _gaussian_posterior
+from pyro_lvm.models._gaussian_posterior import impute, observed_log_prob
 from pyro_lvm.models.gaussian_mixture_em import GaussianMixtureSteps
-from pyro_lvm.models.gaussian_mixture_missing import MissingGaussianMixtureSteps, impute, observed_log_prob
+from pyro_lvm.models.gaussian_mixture_missing import MissingGaussianMixtureSteps
 
 COVARIANCES = ["full", "tied", "diag", "spherical"]
 N, D, K = 120, 4, 3
@@ -177,7 +178,7 @@ def test_batches_and_pieces_add_up(covariance, data, monkeypatch):
     whole = steps.expect(params, (x,), weight)
     parts = [steps.expect(params, (x[rows],), weight[rows]) for rows in torch.arange(N).split(33)]
     assert_same(whole, {name: sum(part[name] for part in parts) for name in whole})
-    monkeypatch.setattr(gaussian_mixture_missing, "_NUM_ENTRIES", 5 * K * D)
+    monkeypatch.setattr(_gaussian_posterior, "_NUM_ENTRIES", 5 * K * D)
     assert_same(whole, steps.expect(params, (x,), weight))
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_lvm as lvm
 from pyro_lvm import files
-from pyro_lvm.svi import checkpoint
+from pyro_lvm import checkpoint
 
 from .processes import Process
 

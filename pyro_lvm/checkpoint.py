@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,19 @@ class Checkpoint:
     Args:
         path: Where to keep it.
         what: What the fit is: shapes, data, options by name.
+        keys: What the state of the fit must have.
 
     Raises:
         ValueError: if the file exists and belongs to another fit; its message says in what they differ.
     """
 
-    def __init__(self, path: Path, what: dict[str, Any]) -> None:
+    def __init__(self, path: Path, what: dict[str, Any], keys: Collection[str]) -> None:
         self.path = path
         versions = {"pyro_lvm": __version__, "torch": torch.__version__, "pyro": pyro.__version__}
         self.fingerprint = {name: fingerprint(value) for name, value in (what | versions).items()}
         self.state: dict[str, Any] | None = None
         if path.exists():
-            keys = ["fingerprint", "loop", "losses", "validation", "seconds", "finished"]
-            self.state = files.read(path, "checkpoint", keys)
+            self.state = files.read(path, "checkpoint", ["fingerprint", *keys])
             self._compare(self.state["fingerprint"])
 
     def _compare(self, other: dict[str, str]) -> None:
@@ -43,13 +44,11 @@ class Checkpoint:
                 f"the checkpoint {str(self.path)!r} belongs to another fit ({told}); delete it to start anew"
             )
 
-    @property
-    def compiled(self) -> bool | None:
-        """Whether the fit went on in a compiled program, if there is anything left to go on with."""
-        if self.state is None:
-            return None
-        return bool(self.state["loop"]["compiled"] and not self.state["finished"])
-
     def save(self, state: dict[str, Any]) -> None:
         """Replace the file."""
         files.write({"kind": "checkpoint", "fingerprint": self.fingerprint, **state}, self.path)
+
+
+def name_of(program: Callable) -> str:
+    """What a model or guide is called."""
+    return getattr(program, "__qualname__", type(program).__qualname__)

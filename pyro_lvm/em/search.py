@@ -1,0 +1,77 @@
+"""Numerical maxima over parameters, in unconstrained space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.distributions import transform_to
+from torch.distributions.constraints import Constraint
+
+from pyro_lvm.em.roles import Theta
+
+Values = Callable[[Theta], Iterable[Tensor]]  # a number in nats, as a sum over batches
+
+
+class Free:
+    """Some parameters as unconstrained leaves.
+
+    Args:
+        names: Of the parameters.
+        theta: Where they stand.
+        constraints: Of all parameters.
+    """
+
+    def __init__(self, names: Sequence[str], theta: Theta, constraints: Mapping[str, Constraint]) -> None:
+        self.theta, self._there = theta, {n: transform_to(constraints[n]) for n in names}
+        self.leaves = {n: t.inv(theta[n]).detach().clone().requires_grad_() for n, t in self._there.items()}
+
+    def constrained(self) -> dict[str, Tensor]:
+        """All parameters, these where the leaves stand."""
+        return {**self.theta, **{n: t(self.leaves[n]) for n, t in self._there.items()}}
+
+    def gradient(self, values: Values) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of values there, and its derivative by each leaf."""
+        total, found = torch.zeros((), dtype=torch.float64), {n: torch.zeros_like(v) for n, v in self.leaves.items()}
+        with torch.enable_grad():
+            for value in values(self.constrained()):
+                grads = torch.autograd.grad(value, list(self.leaves.values()), retain_graph=True, allow_unused=True)
+                for n, g in zip(self.leaves, grads, strict=True):
+                    found[n] += 0 if g is None else g
+                total = total + value.detach()
+        return total, found
+
+
+def climb(
+    names: Sequence[str], theta: Theta, constraints: Mapping[str, Constraint], values: Values, max_steps: int
+) -> dict[str, Tensor]:
+    """Parameters at which a sum of values is larger, by L-BFGS (Liu and Nocedal 1989).
+
+    Args:
+        names: Of those that move.
+        theta: Where all parameters stand.
+        constraints: Of all parameters.
+        values: What to maximise; the same function at every call.
+        max_steps: Of the search.
+
+    Returns:
+        The best that were met, all parameters.
+    """
+    free = Free(names, theta, constraints)
+    optimizer = torch.optim.LBFGS(
+        list(free.leaves.values()), max_iter=max_steps, line_search_fn="strong_wolfe", tolerance_grad=1e-9
+    )
+    best, reached = dict(theta), -torch.inf
+
+    def closure() -> Tensor:
+        nonlocal best, reached
+        value, gradient = free.gradient(values)
+        for n, leaf in free.leaves.items():
+            leaf.grad = -gradient[n]
+        if value > reached:
+            best, reached = {n: v.detach().clone() for n, v in free.constrained().items()}, float(value)
+        return -value
+
+    optimizer.step(closure)
+    return best
