@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -12,12 +13,16 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
+_NUMBERS_AT_ONCE = 2**20  # of an array in a file, when it is looked through
+_NUMPY_DTYPES = {torch.float64: np.float64, torch.float32: np.float32, torch.float16: np.float16}
+
 
 def as_tensor(value: Any, where: str = "the data") -> Any:
     """Tensors as they are, arrays, data frames and lists of numbers as tensors, anything else untouched.
 
     Floating-point arrays become torch's default dtype. Integer and boolean arrays keep their kind: they are counts,
-    labels or indices, and an index that became a float could no longer select.
+    labels or indices, and an index that became a float could no longer select. A memory map of torch's default dtype, or
+    of integers, stays in its file; another is read and converted.
 
     Raises:
         TypeError: for arrays that hold neither numbers nor booleans.
@@ -30,6 +35,10 @@ def as_tensor(value: Any, where: str = "the data") -> Any:
         value = np.array(value)
     if not isinstance(value, np.ndarray):
         return value
+    if isinstance(value, np.memmap) and value.dtype in (_NUMPY_DTYPES[torch.get_default_dtype()], np.int64):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)  # nor written
+            return torch.from_numpy(value)
     if value.dtype.kind == "f":
         return torch.tensor(value.astype(np.float64), dtype=torch.get_default_dtype())  # any width and byte order
     if value.dtype.kind in "iu":
@@ -60,22 +69,37 @@ def as_arguments(value: Any) -> tuple[Any, ...]:
     return tuple(value) if several else (value,)
 
 
-def check_finite(tensor: Any, where: str) -> None:
+def check_finite(tensor: Any, where: str, missing: bool = False) -> None:
     """Refuse NaN and infinity, naming the first row that holds one.
+
+    Args:
+        tensor: Of which only floating-point ones are looked at, a few rows at a time.
+        where: How the error calls it.
+        missing: Whether NaN is allowed.
 
     Raises:
         ValueError: if an entry is not finite.
     """
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         return
-    bad = ~torch.isfinite(tensor)
-    if bad.any():
-        at = bad.nonzero()[0].tolist()
-        place = f"row {at[0]}" + (f", entry {at[1:]}" if len(at) > 1 else "") if at else "its only entry"
+    bad = torch.isinf if missing else _is_not_finite
+    rows = tensor if tensor.dim() else tensor.unsqueeze(0)
+    size = max(1, _NUMBERS_AT_ONCE // max(1, rows[:1].numel()))
+    wrong = [(first, bad(part)) for first, part in zip(range(0, len(rows), size), rows.split(size), strict=True)]
+    wrong = [(first, part) for first, part in wrong if part.any()]
+    if wrong:
+        first, part = wrong[0]
+        at = part.nonzero()[0].tolist()
+        at[0] += first
+        place = f"row {at[0]}" + (f", entry {at[1:]}" if len(at) > 1 else "") if tensor.dim() else "its only entry"
         raise ValueError(
-            f"{where} is not finite: {tensor[tuple(at)].item()} in {place} ({int(bad.sum())} in all). "
+            f"{where} is not finite: {rows[tuple(at)].item()} in {place} ({sum(int(p.sum()) for _, p in wrong)} in all). "
             "Remove or impute these entries first"
         )
+
+
+def _is_not_finite(tensor: Tensor) -> Tensor:
+    return ~torch.isfinite(tensor)
 
 
 class Data:
@@ -111,7 +135,7 @@ class Data:
     ) -> None:
         tensors = [as_tensor(a, f"{what} argument {i}") for i, a in enumerate(args)]
         for i, tensor in enumerate(tensors):
-            check_finite(tensor.nan_to_num() if missing else tensor, f"{what} argument {i}")
+            check_finite(tensor, f"{what} argument {i}", missing)
         if device is not None:
             tensors = [t.to(device) if isinstance(t, Tensor) else t for t in tensors]
         self.args: tuple[Any, ...] = tuple(tensors)

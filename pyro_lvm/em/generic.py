@@ -12,10 +12,10 @@ from pyro_lvm.em.assignment import components_of, features, near_a_poorly_explai
 from pyro_lvm.em.batch import Batch, Rows
 from pyro_lvm.em.e_step import Expectation, drawn, expect
 from pyro_lvm.em.m_step import Expected, MStep, Objective, Sums, collect
-from pyro_lvm.em.matching import Axes, state_axes
+from pyro_lvm.em.matching import Axes, num_states, permuted, state_axes
 from pyro_lvm.em.plan import LEAST_SQUARES, Plan
 from pyro_lvm.em.program import EMProgram
-from pyro_lvm.em.run import EMPTY, MOST_ROWS, Empty, Theta
+from pyro_lvm.em.run import EMPTY, MOST_ROWS, ROUNDING, Empty, Theta
 from pyro_lvm.params import is_real
 
 _DRAWS = 10  # of the states of each row, in Monte Carlo EM
@@ -153,9 +153,17 @@ class GenericSteps:
         return m_step(theta, m_step.sums(batch, assigned), lambda: [(batch, assigned)])
 
     def axes(self, theta: Theta) -> Axes:
-        """The dimensions of parameters that count states."""
+        """The dimensions of parameters that count states, if the model does not care for the order of states."""
         batch, expectation = next(iter(self._expectations(theta)))
-        return state_axes(self.plan.uses(batch), theta, expectation)
+        axes = state_axes(self.plan.uses(batch), theta, expectation)
+        order = torch.arange(num_states(theta, axes)).roll(1)
+        here, there = (self.sweep(t)[0] for t in (theta, permuted(theta, axes, order)))
+        return (
+            axes
+            if (here - there).abs()
+            <= ROUNDING[next(iter(theta.values())).dtype] * here.abs().clamp(min=self.rows.total)
+            else {}
+        )
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must carry of what was learned on the way."""

@@ -28,7 +28,7 @@ def state_axes(uses: Mapping[str, Use], theta: Theta, expectation: Expectation) 
         expectation: With the trace of the sites.
 
     Returns:
-        Empty where latents have different states, or where a parameter is not simply picked by state.
+        Empty where latents have different states.
     """
     sites = sample_sites(expectation.trace)
     groups: list[set[_Place]] = []
@@ -36,20 +36,14 @@ def state_axes(uses: Mapping[str, Use], theta: Theta, expectation: Expectation) 
         if (symbol := site["infer"].get("_enumerate_symbol")) is None:
             continue
         places = {place for other, use in uses.items() for place in _picked_by(symbol, sites[other], use, theta)}
-        own = uses[name].roles.get("probs") if uses[name].picked else None
-        if own is None or own.items.item_dim != 1 or (not own.names and not _is_uniform(site)):
-            return {}
-        places |= {(param, theta[param].dim() - 1) for param in own.names}
+        own = uses[name].roles.get("probs")
+        if own is not None and own.items.item_dim == 1:
+            places |= {(param, theta[param].dim() - 1) for param in own.names}
         joined = [group for group in groups if not group.isdisjoint(places)]
         groups = [group for group in groups if group not in joined] + [places.union(*joined)]
     if len(groups) != 1:
         return {}
     return {param: tuple(sorted(dim for p, dim in groups[0] if p == param)) for param in {p for p, _ in groups[0]}}
-
-
-def _is_uniform(site: Site) -> bool:
-    log_prob = site["unscaled_log_prob"].movedim(site["infer"]["_enumerate_dim"], 0)
-    return torch.allclose(log_prob, log_prob[:1].expand_as(log_prob))
 
 
 def _picked_by(symbol: str, site: Site, use: Use, theta: Theta) -> set[_Place]:
@@ -76,20 +70,25 @@ def in_the_order_of(best: Theta, other: Theta, axes: Axes) -> Theta:
 
     Squared distances are taken relative to how parameters vary between components (Hungarian method, by SciPy).
     """
-    if not axes:
-        return other
-    size = next(best[name].shape[dims[0]] for name, dims in axes.items())
+    size = num_states(best, axes)
     cost = torch.zeros(size, size, dtype=torch.float64)
     for name, dims in axes.items():
         if len(dims) == 1:
             a, b = (v[name].detach().cpu().double().movedim(dims[0], 0).reshape(size, -1) for v in (best, other))
             spread = torch.cat([a, b]).var(0, correction=0).clamp(min=torch.finfo(torch.float64).tiny)
             cost += ((a.unsqueeze(1) - b).square() / spread).mean(-1)
-    order = torch.as_tensor(linear_sum_assignment(cost.numpy())[1])
-    return {name: _permuted(value, axes.get(name, ()), order) for name, value in other.items()}
+    return permuted(other, axes, torch.as_tensor(linear_sum_assignment(cost.numpy())[1]))
 
 
-def _permuted(value: Tensor, dims: tuple[int, ...], order: Tensor) -> Tensor:
-    for dim in dims:
-        value = value.index_select(dim, order.to(value.device))
-    return value
+def num_states(theta: Theta, axes: Axes) -> int:
+    """K; 0 where nothing is known of states."""
+    return next((theta[name].shape[dims[0]] for name, dims in axes.items()), 0)
+
+
+def permuted(theta: Theta, axes: Axes, order: Tensor) -> Theta:
+    """Parameters with their states in another order, ``[K]``."""
+    found = dict(theta)
+    for name, dims in axes.items():
+        for dim in dims:
+            found[name] = found[name].index_select(dim, order.to(found[name].device))
+    return found

@@ -132,7 +132,7 @@ def find(values: tuple[Tensor, Tensor], thetas: tuple[Theta, Theta], item_dim: i
         if (matches | constant).all() and matches.any():
             return Picked(items, torch.where(constant, -1, nearest).reshape(batch), link)
     if constant.all():
-        return Picked(items, torch.full(batch, -1), links[0])
+        return Picked(items, torch.full([1] * len(batch), -1), links[0])
     return None
 
 

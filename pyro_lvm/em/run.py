@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 Theta = dict[str, Tensor]  # constrained values of parameters, by name
 
-_ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-10}  # of the size of the objective
+ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-10}  # of the size of the objective
 EMPTY = 1e-3  # the rows that a component must have
 MOST_ROWS = 20_000  # to find a start by: more make it no better
 _MOST_REFILLS = 10  # iterations that may fill empty components again, lest a run goes on for ever
@@ -181,7 +181,7 @@ class Run:
             )
         before = self._values[-1]
         dtype = next(iter(self.theta.values())).dtype
-        allowed = _ROUNDING[dtype] * before.abs().clamp(min=self.num_rows)
+        allowed = ROUNDING[dtype] * before.abs().clamp(min=self.num_rows)
         if may_fall or not self.steps.monotone:
             return
         fell = ~(value >= before - allowed)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_lvm import randomness
@@ -49,8 +50,6 @@ class VariationalSteps:
         ValueError: for a parameter that belongs to both model and guide.
     """
 
-    objective_name = "ELBO"
-
     def __init__(self, em: EMProgram, theta: Theta, rows: Rows, seed: int, numeric: bool = False) -> None:
         assert em.objective is not None
         self.em, self.rows, self.seed, self._round = em, rows, seed, 0
@@ -66,6 +65,11 @@ class VariationalSteps:
         self.objective = em.objective.with_elbo(Trace_ELBO(self.num_draws))
         self._of_guide = self._parameters_of_the_guide(theta)
         self.inner = GenericSteps(em, self.of_model(theta), self, numeric=numeric or sums_out, q=self._q)
+
+    @property
+    def objective_name(self) -> str:
+        """What is maximised: with the noise of its draws held fixed, the ELBO is too high by what it fits of that."""
+        return f"ELBO of {self.num_draws} fixed draws" if self.num_draws > 1 and self.monotone else "ELBO"
 
     @property
     def rules(self) -> dict[str, str]:
@@ -173,7 +177,7 @@ class VariationalSteps:
         program = self.em.program
         args = program.example if batch is None else batch.args
         guide = program.bind(theta, program.guide)
-        return poutine.trace(guide).get_trace(*args, **program.model_kwargs)
+        return prune_subsample_sites(poutine.trace(guide).get_trace(*args, **program.model_kwargs))
 
     def _parameters_of_the_guide(self, theta: Theta) -> list[str]:
         program = self.em.program

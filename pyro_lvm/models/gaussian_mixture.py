@@ -219,7 +219,7 @@ class GaussianMixture(MixtureModule):
             model-based clustering" (2007).
         """
         x = check_rows("x", as_tensor(x), self.num_features, self.locs.dtype)
-        data = x.detach().cpu().double().numpy()
+        data = x.detach().cpu().numpy()
         (N, D), K = data.shape, self.num_components
         if N < K:
             raise ValueError(f"x: expected at least as many rows as components, {K}, got {N}")
@@ -229,11 +229,13 @@ class GaussianMixture(MixtureModule):
 
         labels = clusters(data, K, seed)
         counts = np.bincount(labels, minlength=K)
-        locs = np.stack([data[labels == k].mean(0) if counts[k] else data.mean(0) for k in range(K)])
-        deviations = [data[labels == k] - locs[k] for k in range(K)]
-        scatters = np.stack([rows.T @ rows for rows in deviations])
+        locs, scatters = np.empty((K, D)), np.empty((K, D, D))
+        for k in range(K):
+            rows = data[labels == k].astype(np.float64)
+            locs[k] = rows.mean(0) if counts[k] else data.mean(0, dtype=np.float64)
+            scatters[k] = (rows - locs[k]).T @ (rows - locs[k])
 
-        variances = data.var(0)
+        variances = data.var(0, dtype=np.float64)
         if not variances.any():
             variances = np.ones(D)
         pseudo = np.diag(np.maximum(variances, _VARIANCE_FLOOR * variances.mean())) / K ** (2 / D)

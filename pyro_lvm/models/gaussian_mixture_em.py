@@ -135,7 +135,7 @@ class GaussianMixtureSteps(Steps):
 
     def component_axes(self, params: Params) -> dict[str, int]:
         """See `Steps.component_axes`."""
-        return {name: 0 for name in params if name != "scale_tril" or params[name].dim() == 3}
+        return {name: 0 for name in params if name != "scale_tril" or kind_of(params) == "full"}
 
 
 def _average(weights: Tensor, scale: Tensor) -> Tensor:
