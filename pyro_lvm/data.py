@@ -21,8 +21,8 @@ def as_tensor(value: Any, where: str = "the data") -> Any:
     """Tensors as they are, arrays, data frames and lists of numbers as tensors, anything else untouched.
 
     Floating-point arrays become torch's default dtype. Integer and boolean arrays keep their kind: they are counts,
-    labels or indices, and an index that became a float could no longer select. A memory map of torch's default dtype, or
-    of integers, stays in its file; another is read and converted.
+    labels or indices, and an index that became a float could no longer select. A memory map of torch's default dtype,
+    or of integers, stays in its file; another is read and converted.
 
     Raises:
         TypeError: for arrays that hold neither numbers nor booleans.
@@ -92,8 +92,9 @@ def check_finite(tensor: Any, where: str, missing: bool = False) -> None:
         at = part.nonzero()[0].tolist()
         at[0] += first
         place = f"row {at[0]}" + (f", entry {at[1:]}" if len(at) > 1 else "") if tensor.dim() else "its only entry"
+        count = sum(int(part.sum()) for _, part in wrong)
         raise ValueError(
-            f"{where} is not finite: {rows[tuple(at)].item()} in {place} ({sum(int(p.sum()) for _, p in wrong)} in all). "
+            f"{where} is not finite: {rows[tuple(at)].item()} in {place} ({count} in all). "
             "Remove or impute these entries first"
         )
 
