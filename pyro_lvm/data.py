@@ -80,7 +80,7 @@ def check_finite(tensor: Any, where: str, missing: bool = False) -> None:
     Raises:
         ValueError: if an entry is not finite.
     """
-    if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or not tensor.numel():
         return
     bad = torch.isinf if missing else _is_not_finite
     rows = tensor if tensor.dim() else tensor.unsqueeze(0)

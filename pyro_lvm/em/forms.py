@@ -96,7 +96,7 @@ class Ratio(Form):
         """a and b, ``[I, 2]``."""
         _, statistics, weights = observed(use, site, weights)
         index = use.index(self.argument)
-        full = torch.broadcast_shapes(weights.shape, *(s.shape for s in statistics))
+        full = torch.broadcast_shapes(*(s.shape for s in statistics))
         parts = [weighted_sums(weights, s.expand(full), index.shape) for s in statistics]
         return placed(torch.stack(parts, -1), index, self.items[self.argument].count)
 

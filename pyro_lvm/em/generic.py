@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyro_lvm.em.assignment import components_of, features, near_a_poorly_explained_row
-from pyro_lvm.em.batch import Batch, Rows
+from pyro_lvm.em.batch import AllRows, Batch, Rows
 from pyro_lvm.em.e_step import Expectation, drawn, expect
 from pyro_lvm.em.m_step import Expected, MStep, Objective, Sums, collect
 from pyro_lvm.em.matching import Axes, num_states, permuted, state_axes
@@ -106,14 +107,8 @@ class GenericSteps:
         """The next parameters; the first time, closed forms are tried against the slope of Q."""
         if not self._tried:
             self._tried = True
-            late = self.plan.late_params
-            self._give_up(self.m_step.closed(found.sums, theta), theta, set(self.plan.closed) - late)
-            self._give_up(
-                self._m_step(theta, found.sums),
-                theta,
-                (set(self.plan.closed) & late) | set(self.plan.governed_by(LEAST_SQUARES)),
-            )
-        return self._m_step(theta, found.sums)
+            self._try_closed_forms(theta, found.sums)
+        return self.m_step(theta, found.sums, lambda: self._expectations(theta))
 
     def empty(self, theta: Theta, found: Swept) -> list[Empty]:
         """The components to which no row belongs."""
@@ -158,12 +153,8 @@ class GenericSteps:
         axes = state_axes(self.plan.uses(batch), theta, expectation)
         order = torch.arange(num_states(theta, axes)).roll(1)
         here, there = (self.sweep(t)[0] for t in (theta, permuted(theta, axes, order)))
-        return (
-            axes
-            if (here - there).abs()
-            <= ROUNDING[next(iter(theta.values())).dtype] * here.abs().clamp(min=self.rows.total)
-            else {}
-        )
+        rounding = ROUNDING[next(iter(theta.values())).dtype] * here.abs().clamp(min=self.rows.total)
+        return axes if (here - there).abs() <= rounding else {}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must carry of what was learned on the way."""
@@ -174,17 +165,28 @@ class GenericSteps:
         self._tried = state["tried"]
         self.plan.restore(state["plan"])
 
-    def _m_step(self, theta: Theta, sums: Sums) -> Theta:
-        return self.m_step(theta, sums, lambda: self._expectations(theta))
+    def _try_closed_forms(self, theta: Theta, sums: Sums) -> None:
+        """Give up rules after which Q has a slope; of many rows a part is enough to see that."""
+        expected: Callable[[], Iterable[Expected]] = partial(self._expectations, theta)
+        total = self.rows.total
+        if isinstance(self.rows, AllRows) and self.rows.num_rows > MOST_ROWS:
+            batch = self.rows.sample(MOST_ROWS, seed=0)
+            total *= MOST_ROWS / self.rows.num_rows
+            part = batch, self.expect(theta, batch)
+            sums, expected = self.m_step.sums(*part), lambda: [part]
+        late = self.plan.late_params
+        self._give_up(self.m_step.closed(sums, theta), set(self.plan.closed) - late, expected, total)
+        others = (set(self.plan.closed) & late) | set(self.plan.governed_by(LEAST_SQUARES))
+        if others:
+            self._give_up(self.m_step(theta, sums, expected), others, expected, total)
 
-    def _give_up(self, new: Theta, theta: Theta, names: set[str]) -> None:
+    def _give_up(self, new: Theta, names: set[str], expected: Callable[[], Iterable[Expected]], total: float) -> None:
         """Leave parameters to a search if Q still rises at what should be its maximum, and not on a boundary."""
         constraints = self.program.program.parameters.constraints
         inside = [name for name in names if is_real(constraints[name]) or not (new[name] == 0).any()]
         asked = [name for name in inside if not self.plan.is_floored(name, new[name])]
-        slopes = self.m_step.slopes(asked, new, lambda: self._expectations(theta)) if asked else {}
-        for name, slope in slopes.items():
-            if not slope.abs().max() <= _FLAT[slope.dtype] * self.rows.total:
+        for name, slope in self.m_step.slopes(asked, new, expected).items() if asked else ():
+            if not slope.abs().max() <= _FLAT[slope.dtype] * total:
                 self.plan.give_up(name, "its closed form is no maximum of Q")
 
     def _expectations(self, theta: Theta) -> Iterable[Expected]:

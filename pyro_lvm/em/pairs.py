@@ -55,6 +55,10 @@ class Floors:
     def __init__(self, count: int) -> None:
         self.values = torch.full((count,), torch.inf, dtype=torch.float64)
 
+    def know(self, index: Tensor) -> bool:
+        """Whether all items that stand somewhere have a floor."""
+        return bool(torch.isfinite(self.values[index[index >= 0].unique()]).all())
+
     def see(self, index: Tensor, variances: Tensor) -> None:
         """Note the variances where items stand, of those that were not seen yet."""
         index, variances = (t.flatten() for t in torch.broadcast_tensors(index, variances))
@@ -70,8 +74,7 @@ class Floors:
 def _spread(weights: Tensor, x: Tensor, event_dims: int) -> Tensor:
     """The weighted variance of each feature, with size 1 in all other dimensions."""
     places = torch.Size([1] * (x.dim() - event_dims) + list(x.shape[x.dim() - event_dims :]))
-    full = torch.broadcast_shapes(weights.shape, x.shape)
-    n = weighted_sums(weights, torch.ones_like(x).expand(full), places).clamp(min=1e-300)
+    n = weighted_sums(weights, torch.ones_like(x), places).clamp(min=1e-300)
     mean = weighted_sums(weights, x, places) / n
     return weighted_sums(weights, (x - mean).square(), places) / n
 
@@ -119,11 +122,10 @@ class Normal(Paired):
         rows = self.pairs.rows(loc, scale)
         summed = [-d for d, size in enumerate(reversed(rows.shape), 1) if size == 1 and d <= x.dim()]
         middle = x.mean(summed, keepdim=True) if summed else x
-        self.floors.see(scale, _spread(weights, x, use.event_dims))
-        full = torch.broadcast_shapes(weights.shape, x.shape)
-        n, first, second = (
-            weighted_sums(weights, (x - middle).expand(full) ** power, rows.shape) for power in range(3)
-        )
+        if not self.floors.know(scale):
+            self.floors.see(scale, _spread(weights, x, use.event_dims))
+        off = x - middle
+        n, first, second = (weighted_sums(weights, off**power, rows.shape) for power in range(3))
         shift = middle - torch.where(loc < 0, 0.0, self.centre[loc.clamp(min=0)])
         second = second + 2 * shift * first + shift.square() * n
         first = first + shift * n
@@ -183,8 +185,8 @@ class MultivariateNormal(Paired):
         rows = self.pairs.rows(loc, covariance)
         summed = [-d - 1 for d, size in enumerate(reversed(rows.shape), 1) if size == 1 and d < x.dim()]
         middle = x.mean(summed, keepdim=True) if summed else x
-        spread = _spread(weights.unsqueeze(-1), x, 1).amin(-1)
-        self.floors.see(covariance, spread)
+        if not self.floors.know(covariance):
+            self.floors.see(covariance, _spread(weights.unsqueeze(-1), x, 1).amin(-1))
         n = weighted_sums(weights, torch.ones_like(weights), rows.shape)
         first = weighted_sums(weights, x - middle, rows.shape, 1)
         second = scatters(weights, x - middle, rows.shape)
@@ -241,7 +243,7 @@ class Matched(Paired):
             counts = torch.nn.functional.one_hot(x.long()).double()
             found = weighted_sums(weights, counts, rows.shape, 1)
         else:
-            full = torch.broadcast_shapes(weights.shape, *(s.shape for s in statistics))
+            full = torch.broadcast_shapes(*(s.shape for s in statistics))
             found = torch.stack([weighted_sums(weights, s.expand(full), rows.shape) for s in statistics], -1)
         return placed(found, rows, len(self.pairs))
 

@@ -12,7 +12,7 @@ from pyro_lvm.em.batch import Batch
 from pyro_lvm.em.forms import Dirichlet, Form, Ratio, Simplex, Values
 from pyro_lvm.em.pairs import Matched, MultivariateNormal, Normal
 from pyro_lvm.em.priors import pseudo_sums
-from pyro_lvm.em.program import EMProgram
+from pyro_lvm.em.program import HEAD, EMProgram
 from pyro_lvm.em.roles import IDENTITY, Items, Link, Theta
 from pyro_lvm.em.use import Use, base, depends_on, use_of
 from pyro_lvm.params import is_real
@@ -62,17 +62,17 @@ class Plan:
         self.program, self.theta = program, dict(theta)
         looks, self._follows = [], False
         for batch in batches:
-            self._last = batch, self._look(batch)
+            head = self._head(batch)
+            self._last = head, self._look(head)
+            self._follows |= any(map(self._follows_rows, self._last[1].values()))
+            if head is not batch and self._follows:
+                self._last = batch, self._look(batch)
             looks.append(self._last[1])
-            self._follows = (
-                self._follows
-                or program.program.data.count(batch.args) == 1
-                or any(map(self._follows_rows, looks[-1].values()))
-            )
+            self._follows |= program.program.data.count(batch.args) == 1
             if not self._follows:
                 break
-        uses = self._last[1]
-        affine = self._affine_locs(uses, batch)
+        seen, uses = self._last
+        affine = self._affine_locs(uses, seen)
         claims = {name: _claims(name, [use for look in looks for use in look.values()], affine) for name in theta}
         self.links = {name: c[0][2] for name, c in claims.items() if len(c) == 1}
         self._arguments = {name: c[0][:2] for name, c in claims.items() if len(c) == 1}
@@ -100,6 +100,14 @@ class Plan:
         if batch is not self._last[0] and self._follows:
             self._last = batch, self._look(batch)
         return self._last[1]
+
+    def _head(self, batch: Batch) -> Batch:
+        """Enough rows to see what sites do, unless that differs from row to row."""
+        program = self.program.program
+        if program.sites.row_plate is None or batch.values or (program.data.count(batch.args) or 0) <= HEAD:
+            return batch
+        args = (a[:HEAD] if has else a for a, has in zip(batch.args, program.data.has_rows, strict=True))
+        return batch._replace(args=tuple(args), weight=None if batch.weight is None else batch.weight[:HEAD])
 
     def _look(self, batch: Batch) -> dict[str, Use]:
         thetas = self.program.filling(1, self.theta), self.program.filling(2, self.theta)

@@ -25,6 +25,7 @@ from pyro_lvm.sites import Site, draw_or_feasible, find_row_plate, is_observed, 
 from pyro_lvm.statements import private_statements
 from pyro_lvm.svi.objective import Objective
 
+HEAD = 100  # rows
 POINT = "points."  # stands before the name of a site in that of the parameter which it is
 
 
@@ -81,11 +82,13 @@ class EMProgram:
         weighted: bool = False,
     ) -> None:
         kwargs = dict(model_kwargs or {})
-        args = data.args if example is None else example
         model = config_enumerate(model, default="parallel")
         with private_statements(model):
-            sites = sample_sites(prior_trace(model, *args, **kwargs))
             row_plate, _ = find_row_plate(model, data, kwargs, plate)
+            if example is None and guide is None and default_guide is None and row_plate is not None:
+                example = head_of(model, data, kwargs)
+            args = data.args if example is None else example
+            sites = sample_sites(prior_trace(model, *args, **kwargs))
         unknown = {n: s for n, s in sites.items() if not is_observed(s) and not s["is_observed"]}
         _check_latents(latents, unknown)
         continuous = [name for name, site in unknown.items() if site["infer"].get("enumerate") != "parallel"]
@@ -132,6 +135,18 @@ class EMProgram:
         return found
 
 
+def head_of(model: Callable, data: Data, kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+    """Enough rows to see what a model does, for all may be many; None for all, where parameters follow their number."""
+    if (data.num_rows or 0) <= HEAD:
+        return None
+    shapes = []
+    for count in (HEAD, HEAD - 1):
+        with pyro.get_param_store().scope(), private_statements(model) as statements:
+            prior_trace(model, *data.take(slice(0, count)), **kwargs)
+        shapes.append({name: value.shape for name, value in statements.unconstrained.items()})
+    return data.take(slice(0, HEAD)) if shapes[0] == shapes[1] else None
+
+
 def _sites_of(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[str]:
     """The sites that a guide draws; none of one that is only named."""
     check_guide(guide)
@@ -164,6 +179,10 @@ def own_program(
     example: tuple[Any, ...] | None = None,
 ) -> Program:
     """A model with steps of its own, which keeps its guide: this says what its parameters are the posterior of."""
+    with private_statements(model):
+        row_plate, _ = find_row_plate(model, data, dict(model_kwargs or {}), plate)
+    if example is None and row_plate is not None:
+        example = head_of(model, data, dict(model_kwargs or {}))
     program = Program(model, None, data, example, model_kwargs, plate)
     program.parameters = ConstrainedParameters(program.parameters)
     return program

@@ -7,6 +7,9 @@ import string
 import torch
 from torch import Tensor
 
+_NUMBERS_AT_ONCE = 2**18  # of weighted rows: what the caches of a processor hold
+_FEWEST_ROWS = 64
+
 
 def weighted_sums(weights: Tensor, statistic: Tensor, places: torch.Size, item_dim: int = 0) -> Tensor:
     """Sums of ``weights * statistic`` over all dimensions in which ``places`` is 1, in double precision.
@@ -39,7 +42,7 @@ def weighted_sums(weights: Tensor, statistic: Tensor, places: torch.Size, item_d
 
 
 def scatters(weights: Tensor, deviations: Tensor, places: torch.Size) -> Tensor:
-    """Sums of ``weights * outer(deviation, deviation)``, one matrix product for each place, in double precision.
+    """Sums of ``weights * outer(deviation, deviation)``, by matrix products of few rows, in double precision.
 
     Args:
         weights: ``[*batch]``.
@@ -58,10 +61,13 @@ def scatters(weights: Tensor, deviations: Tensor, places: torch.Size) -> Tensor:
     summed = [d for d in range(rank) if places[d] == 1]
     alone = all(deviations.shape[d] == 1 for d in kept)  # the same in every place
     rows = deviations.expand(*(1 if d in kept and alone else full[d] for d in range(rank)), size)
-    rows = rows.permute(*kept, *summed, rank).reshape(-1, *[_product(full, summed)], size)
+    rows = rows.permute(*kept, *summed, rank).reshape(-1, _product(full, summed), size)
     each = weights.expand(full).permute(*kept, *summed).reshape(_product(full, kept), -1)
-    found = [(rows[0 if alone else i] * w.unsqueeze(-1)).mT @ rows[0 if alone else i] for i, w in enumerate(each)]
-    return torch.stack(found).reshape((*wanted, size, size))
+    found = rows.new_zeros(len(each), size, size)
+    at_once = max(_FEWEST_ROWS, _NUMBERS_AT_ONCE // max(1, len(each) * size))
+    for w, r in zip(each.split(at_once, 1), rows.split(at_once, 1), strict=True):
+        found += (r * w.unsqueeze(-1)).mT @ r
+    return found.reshape((*wanted, size, size))
 
 
 def _product(sizes: torch.Size, dims: list[int]) -> int:
