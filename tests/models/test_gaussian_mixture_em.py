@@ -301,3 +301,31 @@ def test_rows_on_disk(data, tmp_path):
     params = as_params("full", *start("full", data))
     x = torch.from_numpy(np.load(tmp_path / "x.npy", mmap_mode="c"))
     assert_same(iterate(params, x)[0], iterate(params, torch.tensor(data))[0])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "far"), [(torch.float64, 0.0), (torch.float64, 1e7), (torch.float32, 0.0), (torch.float32, 1e3)]
+)
+def test_rows_far_from_all_others_lose_no_digits(dtype, far):
+    """Moments of rows near the centre come from products of features, of others from their distances."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3_000, 3, generator=generator, dtype=torch.float64)
+    x[:1_000, 0] += 5
+    x[-1] += far
+    x = x.to(dtype)
+    params = {
+        "weights": torch.tensor([0.6, 0.3, 0.1], dtype=dtype),
+        "locs": torch.tensor([[0.0, 0, 0], [5.0, 0, 0], [far, far, far]], dtype=dtype),
+        "scale_tril": torch.eye(3, dtype=dtype).expand(3, 3, 3) + 0.1 * torch.ones(3, 3, 3, dtype=dtype).tril(),
+    }
+    found = GaussianMixtureSteps().expect(params, (x,), None)
+    deviation = x.double().unsqueeze(1) - params["locs"].double()
+    noise = torch.linalg.solve_triangular(params["scale_tril"].double(), deviation.unsqueeze(-1), upper=False)[..., 0]
+    log_det = params["scale_tril"].double().diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    log_joint = params["weights"].double().log() - log_det - 0.5 * noise.square().sum(-1) - 1.5 * np.log(2 * np.pi)
+    share = log_joint.softmax(-1)
+    tolerance = {"rtol": 1e-9, "atol": 1e-7} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 3e-2}
+    torch.testing.assert_close(found["log_p"], log_joint.logsumexp(-1).sum(), **tolerance)
+    torch.testing.assert_close(found["counts"], share.sum(0), **tolerance)
+    second = torch.einsum("nk,nki,nkj->kij", share, noise, noise)
+    torch.testing.assert_close(found["second"], second, **tolerance)
