@@ -13,8 +13,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_lvm as lvm
-from pyro_lvm import files
-from pyro_lvm import checkpoint
+from pyro_lvm import checkpoint, files
 
 from .processes import Process
 
