@@ -97,7 +97,8 @@ class OnlineRun:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must carry."""
-        return {"theta": self.theta, "values": self._values, "finished": self.finished, "held": self._held}
+        theta = {name: value.detach() for name, value in self.theta.items()}  # without marks that Pyro left
+        return {"theta": theta, "values": self._values, "finished": self.finished, "held": self._held}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue where ``state`` was taken."""

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_lvm import randomness
+
 Theta = dict[str, Tensor]  # constrained values of parameters, by name
 
 ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-10}  # of the size of the objective
@@ -131,6 +133,7 @@ class Run:
         self.steps, self.theta, self.max_iter, self.tol = steps, theta, max_iter, tol
         self.num_rows, self.callbacks = num_rows, callbacks
         self._values: list[Tensor] = []
+        self._random: dict[str, Tensor] | None = None
         self.converged = self.finished = False
         self.refilled: list[tuple[int, Refilled]] = []
 
@@ -149,7 +152,9 @@ class Run:
         """
         if self.finished:
             return
-        value, found = self.steps.sweep(self.theta)
+        if self._random is not None:
+            randomness.set_state(self._random)
+        value, found = self._sweep(self.theta)
         if not self._values:
             self._values.append(value.double())
         while len(self._values) <= self.max_iter and not self.finished and not interrupted():
@@ -159,7 +164,7 @@ class Run:
                 self.refilled += [(e.run, Refilled(len(self._values), e.component)) for e in empty]
             else:
                 theta = self.steps.maximize(self.theta, found)
-            value, found = self.steps.sweep(theta)
+            value, found = self._sweep(theta)
             self._check(value, may_fall=bool(empty))
             gain = value - self._values[-1]
             self.theta = theta
@@ -171,6 +176,10 @@ class Run:
             stopped = any([callback(state) for callback in self.callbacks])
             self.finished = stopped or self.converged or len(self._values) > self.max_iter
             save()
+
+    def _sweep(self, theta: Theta) -> tuple[Tensor, Any]:
+        self._random = randomness.get_state()  # with which a run that goes on from here makes the same draws again
+        return self.steps.sweep(theta)
 
     def _check(self, value: Tensor, may_fall: bool) -> None:
         if not torch.isfinite(value).all():
@@ -191,15 +200,18 @@ class Run:
     def state(self) -> dict[str, Any]:
         """What a checkpoint must carry."""
         return {
-            "theta": self.theta,
+            "theta": {name: value.detach() for name, value in self.theta.items()},  # without marks that Pyro left
             "values": self._values,
+            "random": self._random,
             "converged": self.converged,
             "finished": self.finished,
             "refilled": [(run, *event) for run, event in self.refilled],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue where ``state`` was taken."""
-        self.theta, self._values = state["theta"], state["values"]
+        """Continue where ``state`` was taken; a run that had not begun then is as it is now."""
+        if not state["values"]:
+            return
+        self.theta, self._values, self._random = state["theta"], state["values"], state["random"]
         self.converged, self.finished = state["converged"], state["finished"]
         self.refilled = [(run, Refilled(*event)) for run, *event in state["refilled"]]

@@ -64,7 +64,9 @@ class VariationalSteps:
         self.monotone = all(site["fn"].has_rsample for site in noisy)
         self.objective = em.objective.with_elbo(Trace_ELBO(self.num_draws))
         self._of_guide = self._parameters_of_the_guide(theta)
-        self.inner = GenericSteps(em, self.of_model(theta), self, numeric=numeric or sums_out, q=self._q)
+        # Where latents of the model are summed out, the ELBO is no Q: their posterior moves with the parameters.
+        q = self._q if sums_out or not em.program.sites.enumerated else None
+        self.inner = GenericSteps(em, self.of_model(theta), self, numeric=numeric or sums_out, q=q)
 
     @property
     def objective_name(self) -> str:
@@ -129,8 +131,12 @@ class VariationalSteps:
         for i, batch in enumerate(self.rows):
             count = self.em.program.data.count(batch.args)
             whole = count is None or self.rows.at_once
+            options = (theta, batch.args, None if whole else self.num_rows, batch.weight)
             with self._noise(i, step), self.em.program.parameters.evaluating():
-                loss = self.objective(theta, batch.args, None if whole else self.num_rows, batch.weight)
+                if torch.is_grad_enabled():
+                    loss = self.objective(*options)
+                else:  # in which Pyro's own estimators have no gradient to take
+                    loss = torch.as_tensor(self.objective.value(*options))
             yield -loss.double() * (1.0 if whole else count / self.num_rows)  # type: ignore[operator]
 
     def _noise(self, batch: int, step: int = 0) -> Any:
