@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.data import RandomSampler
 
 from pyro_lvm.batches import LoaderRows
 from pyro_lvm.data import Data
@@ -65,6 +66,7 @@ class AllRows:
         num_rows: N.
         total: N, or what the rows weigh together.
         at_once: Whether all rows come in one batch.
+        is_shuffled: Whether they come in another order each time.
 
     Raises:
         ValueError: for a loader without a length, if N is not given.
@@ -83,6 +85,7 @@ class AllRows:
         self.total = float(self.num_rows if weight is None else weight.sum())
         self.size = batch_size or self.num_rows
         self.at_once = loader is None and self.size >= self.num_rows
+        self.is_shuffled = loader is not None and isinstance(loader.loader.sampler, RandomSampler)
         self._whole = Batch(data.args, weight)
 
     def __iter__(self) -> Iterator[Batch]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_lvm import randomness
 from pyro_lvm.elbo import Trace_ELBO
-from pyro_lvm.em.batch import Batch, Rows
+from pyro_lvm.em.batch import AllRows, Batch
 from pyro_lvm.em.generic import GenericSteps
 from pyro_lvm.em.m_step import Expected
 from pyro_lvm.em.matching import Axes
@@ -47,11 +47,14 @@ class VariationalSteps:
         numeric: Whether all parameters of the model are left to a numerical search.
 
     Raises:
-        ValueError: for a parameter that belongs to both model and guide.
+        ValueError: for a parameter that belongs to both model and guide, and for rows that come in another order each
+            time, as the noise of a draw belongs to its place.
     """
 
-    def __init__(self, em: EMProgram, theta: Theta, rows: Rows, seed: int, numeric: bool = False) -> None:
+    def __init__(self, em: EMProgram, theta: Theta, rows: AllRows, seed: int, numeric: bool = False) -> None:
         assert em.objective is not None
+        if rows.is_shuffled:
+            raise ValueError("variational EM needs the same batches in each sweep: give the DataLoader shuffle=False")
         self.em, self.rows, self.seed, self._round = em, rows, seed, 0
         # the rows as the M-step sees them: those of the data, once for every draw of the latents
         self.num_rows, self.total, self.at_once = rows.num_rows, rows.total, False
@@ -136,7 +139,7 @@ class VariationalSteps:
                 if torch.is_grad_enabled():
                     loss = self.objective(*options)
                 else:  # in which Pyro's own estimators have no gradient to take
-                    loss = torch.as_tensor(self.objective.value(*options))
+                    loss = torch.tensor(self.objective.value(*options), dtype=torch.float64)
             yield -loss.double() * (1.0 if whole else count / self.num_rows)  # type: ignore[operator]
 
     def _noise(self, batch: int, step: int = 0) -> Any:

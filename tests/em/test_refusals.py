@@ -7,6 +7,7 @@ import pytest
 import torch
 from pyro.distributions import constraints
 from pyro.nn import PyroModule, PyroParam
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import pyro_lvm as lvm
 
@@ -29,6 +30,15 @@ REFUSED = {
     "tol in words": ((TypeError, ValueError), "tol", {"tol": "small"}),
     "tol true": ((TypeError, ValueError), "tol", {"tol": True}),
     "e_step": (ValueError, "e_step", {"e_step": "soft"}),
+    "m_step": (ValueError, "m_step", {"m_step": "lbfgs"}),
+    "guide a class": (TypeError, "guide", {"guide": dist.Normal}),
+    "guide unknown": (ValueError, "unknown guide", {"guide": "wide"}),
+    "num_rows of tensors": (ValueError, "num_rows", {"num_rows": 40}),
+    "num_rows not whole": (TypeError, "num_rows", {"num_rows": 4.5}),
+    "checkpoint nowhere": (ValueError, "does not exist", {"checkpoint": "/no/c"}),
+    "checkpoint a kind": (TypeError, "checkpoint", {"checkpoint": True}),
+    "device": (ValueError, "device", {"device": "abacus"}),
+    "online with a guide": (ValueError, "online", {"online": 0.7, "batch_size": 5, "guide": "mean_field"}),
     "max_iter zero": (ValueError, "max_iter", {"max_iter": 0}),
     "max_iter not whole": (TypeError, "max_iter", {"max_iter": 2.5}),
     "max_iter true": (TypeError, "max_iter", {"max_iter": True}),
@@ -124,6 +134,36 @@ def test_latent_with_an_infinite_support_is_refused():
 
     with pytest.raises(ValueError, match="'n'"):
         lvm.fit_em(thinned, torch.randn(10), progress=False)
+
+
+@pytest.mark.parametrize("option", [{"sample_weight": torch.ones(40)}, {"rows": [0]}], ids=["weights", "rows"])
+def test_what_a_loader_makes_itself_is_refused(option):
+    loader = DataLoader(TensorDataset(counts()), batch_size=10)
+    with pytest.raises(ValueError, match="cannot be given with a DataLoader"):
+        lvm.fit_em(model, loader, progress=False, **option)
+
+
+def test_loader_without_a_length_needs_the_number_of_rows():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(counts())
+
+    torch.manual_seed(0)
+    loader = DataLoader(Stream(), batch_size=10)
+    with pytest.raises(ValueError, match="pass num_rows="):
+        lvm.fit_em(model, loader, progress=False)
+
+
+def test_loader_without_a_length_with_its_number_of_rows():
+    x = counts()
+
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(x)
+
+    whole = lvm.fit_em(model, x, progress=False)
+    found = lvm.fit_em(model, DataLoader(Stream(), batch_size=10), num_rows=40, progress=False)
+    torch.testing.assert_close(found.params, whole.params)
 
 
 def test_batches_of_a_model_without_a_row_plate_are_refused():

@@ -10,6 +10,8 @@ from pyro.distributions import constraints
 from scipy import stats
 from torch.utils.data import DataLoader, TensorDataset
 
+from pyro_lvm.data import Data
+
 from .checks import assert_at_the_top, assert_closed, assert_rises, assert_same_path, fit, rules, textbook
 
 NUM_ROWS = 100
@@ -134,6 +136,19 @@ def test_rows_of_a_file_in_memory_take_the_path_of_a_tensor(tmp_path):
     whole = fit(normals, x)
     assert_same_fit(fit(normals, rows), whole)
     assert_same_fit(fit(normals, rows, batch_size=16), whole)
+
+
+def test_rows_of_a_file_stay_in_it(tmp_path):
+    """Arrays share the memory of the map, whichever it may be opened in, and are checked like others."""
+    rows = np.memmap(tmp_path / "rows", dtype=np.float64, mode="w+", shape=(3_000_000, 1))
+    rows[:] = np.random.default_rng(0).normal(size=rows.shape)
+    (held,) = Data((rows,)).args
+    assert held.data_ptr() == rows.ctypes.data
+    (readonly,) = Data((np.memmap(tmp_path / "rows", dtype=np.float64, mode="r", shape=rows.shape),)).args
+    assert torch.equal(readonly, held)
+    rows[2_500_000] = np.nan
+    with pytest.raises(ValueError, match="row 2500000"):
+        Data((rows,))
 
 
 @pytest.mark.parametrize("convert", [torch.Tensor.numpy, torch.Tensor.tolist], ids=["array", "list"])

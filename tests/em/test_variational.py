@@ -249,6 +249,12 @@ def test_local_parameters_in_batches_are_refused():
         fit(effects, X.double(), guide="mean_field", batch_size=100)
 
 
+def test_shuffled_batches_are_refused():
+    loader = DataLoader(TensorDataset(X.double()), batch_size=100, shuffle=True)
+    with pytest.raises(ValueError, match="shuffle=False"):
+        fit(effects, loader, guide=amortized)
+
+
 def test_data_as_a_guide_are_refused():
     with pytest.raises(TypeError, match="guide"):
         fit(effects, X.double(), guide=X)
