@@ -166,7 +166,8 @@ def fit_em(
         if own:
             program = own_program(model, filled, model_kwargs, plate, example)
         else:
-            default = owner.guide if e_step in ("auto", "variational") and hasattr(owner, "guide") else None
+            guided = e_step in ("auto", "variational") and online is None
+            default = getattr(owner, "guide", None) if guided else None
             em = EMProgram(
                 model, filled, latents, model_kwargs, plate, example, guide, default, weighted=weight is not None
             )
