@@ -33,8 +33,18 @@ def enumerate_model(
     trace = prune_subsample_sites(trace)
     if _enumerated_sites(trace):
         trace.compute_log_prob()
+        if replay is not None:
+            _tell_of_later_states(trace)
         trace.pack_tensors()
     return trace
+
+
+def _tell_of_later_states(trace: poutine.Trace) -> None:
+    """Let sites know the dimensions of discrete latents that are drawn after them, which their values may have."""
+    sites = sample_sites(trace).values()
+    later = {dim: number for site in sites for dim, number in site["infer"].get("_dim_to_id", {}).items()}
+    for site in sites:
+        site["infer"]["_dim_to_id"] = later | site["infer"].get("_dim_to_id", {})
 
 
 def log_density(

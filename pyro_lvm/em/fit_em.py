@@ -20,6 +20,7 @@ from pyro_lvm.data import Data, check_weight
 from pyro_lvm.em.batch import AllRows
 from pyro_lvm.em.fused import FusedSteps
 from pyro_lvm.em.generic import GenericSteps
+from pyro_lvm.em.linear_gaussian import LinearGaussianSteps
 from pyro_lvm.em.online import OnlineRun
 from pyro_lvm.em.options import E_STEPS, check_online, check_rows, check_steps
 from pyro_lvm.em.outcome import outcome_of
@@ -181,6 +182,10 @@ def fit_em(
         if em is None:
             counted = held.args if weight is None else held.take(weight > 0)
             steps: Any = FusedSteps(owner.em_steps(*counted, **({"missing": True} if missing else {})), theta, all_rows)
+        elif em.gaussian is not None:
+            if e_step not in ("auto", "exact") or online is not None:
+                raise ValueError(f"Gaussian latents ({', '.join(em.gaussian.names)}) have the exact E-step of all rows")
+            steps = LinearGaussianSteps(em, theta, all_rows, numeric=numeric)
         elif em.objective is not None:
             steps = VariationalSteps(em, theta, all_rows, seed, numeric)
         elif e_step == "variational":
@@ -214,6 +219,7 @@ def fit_em(
         best = outcome_of(runs, steps)
         program.parameters.write(best.theta)
         latent_rules = dict.fromkeys(program.sites.enumerated, "the model's own E-step" if own else E_STEPS[e_step])
+        integrated = "integrated out, Gaussian" if em is not None and em.gaussian is not None else "the guide"
         return EMResult(
             program,
             best.theta,
@@ -223,7 +229,7 @@ def fit_em(
             restarts=best.reached,
             restart_params=best.all_params,
             refilled=best.refilled,
-            latents=latent_rules | dict.fromkeys(program.sites.latent if em is not None else (), "the guide"),
+            latents=latent_rules | dict.fromkeys(program.sites.latent if em is not None else (), integrated),
             rules=steps.rules,
             own_steps=own,
             asked=None if latents is None else list(latents),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_lvm.em.assignment import components_of, features, near_a_poorly_explained_row
+from pyro_lvm.em.assignment import Components, components_of, features, near_a_poorly_explained_row
 from pyro_lvm.em.batch import AllRows, Batch, Rows
 from pyro_lvm.em.e_step import Expectation, drawn, expect
 from pyro_lvm.em.m_step import Expected, MStep, Objective, Sums, collect
@@ -65,14 +65,22 @@ class GenericSteps:
         q: Objective | None = None,
     ) -> None:
         self.program, self.rows, self.kind = program, rows, kind
-        self.plan = Plan(program, theta, rows)
+        self.plan = Plan(program, theta, map(self.completed, rows))
         for name in [*self.plan.closed, *self.plan.governed_by(LEAST_SQUARES)] if numeric else ():
             self.plan.give_up(name, "m_step='numeric'")
         self.m_step = MStep(self.plan, patient, q)
         self._tried = False
         self._kept: tuple[Theta, list[Expected]] | None = None
+        self.components = self.find_components(theta)
+
+    def completed(self, batch: Batch) -> Batch:
+        """Rows with values of the latents that are not summed out; any will do."""
+        return batch
+
+    def find_components(self, theta: Theta) -> Components | None:
+        """Of the mixture, if the model is one."""
         _, expectation = next(iter(self._expectations(theta)))
-        self.components = components_of(expectation, program.program.sites.row_plate)
+        return components_of(expectation, self.program.program.sites.row_plate)
 
     @property
     def monotone(self) -> bool:
@@ -172,8 +180,10 @@ class GenericSteps:
         if isinstance(self.rows, AllRows) and self.rows.num_rows > MOST_ROWS:
             batch = self.rows.sample(MOST_ROWS, seed=0)
             total *= MOST_ROWS / self.rows.num_rows
-            part = batch, self.expect(theta, batch)
-            sums, expected = self.m_step.sums(*part), lambda: [part]
+            part, sums = self.expected(theta, batch), {}
+            for completion in part:
+                collect(sums, self.m_step.sums(*completion))
+            expected = lambda: part  # noqa: E731
         late = self.plan.late_params
         self._give_up(self.m_step.closed(sums, theta), set(self.plan.closed) - late, expected, total)
         others = (set(self.plan.closed) & late) | set(self.plan.governed_by(LEAST_SQUARES))
@@ -193,12 +203,16 @@ class GenericSteps:
         """The E-step on each batch; that of a single batch is kept for the M-step."""
         if self._kept is not None and self._kept[0] is theta:
             return self._kept[1]
-        found = ((batch, self.expect(theta, batch)) for batch in self.rows)
+        found = (part for batch in self.rows for part in self.expected(theta, batch))
         if self.rows.at_once:
             kept = list(found)
             self._kept = theta, kept
             return kept
         return found
+
+    def expected(self, theta: Theta, batch: Batch) -> list[Expected]:
+        """The E-step on some rows, and these as the M-step sees them."""
+        return [(batch, self.expect(theta, batch))]
 
     def expect(self, theta: Theta, batch: Batch) -> Expectation:
         """The E-step on some rows."""

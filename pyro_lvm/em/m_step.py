@@ -12,7 +12,7 @@ from pyro_lvm.em.e_step import Expectation
 from pyro_lvm.em.forms import add
 from pyro_lvm.em.plan import LEAST_SQUARES, NUMERIC, Plan
 from pyro_lvm.em.roles import Theta
-from pyro_lvm.em.search import Free, climb
+from pyro_lvm.em.search import Free, climb, conjugate_gradients
 from pyro_lvm.sites import sample_sites
 
 Sums = dict[str, Tensor]
@@ -20,6 +20,7 @@ Expected = tuple[Batch, Expectation]  # rows, and the E-step on them
 Objective = Callable[[Theta, Iterable[Expected]], Iterator[Tensor]]  # a number in nats, as a sum over batches
 
 _SEARCH_STEPS = 50
+_MANY_COEFFICIENTS = 300  # of least squares, whose Hessian is not written down
 _NUMBERS_AT_ONCE = 5_000_000  # of the derivatives of a batch of rows by some coefficients
 
 
@@ -147,19 +148,30 @@ class MStep:
     def _newton(self, names: list[str], theta: Theta, batches: Callable[[], Iterable[Expected]]) -> dict[str, Tensor]:
         """One step of Newton's method, which ends at the maximum, for in these parameters Q is quadratic."""
         sizes = [theta[n].numel() for n in names]
-        vector = torch.cat([theta[n].reshape(-1) for n in names]).double().requires_grad_()
+        here = torch.cat([theta[n].reshape(-1) for n in names]).double()
 
         def split(v: Tensor) -> dict[str, Tensor]:
             return {n: p.reshape(theta[n].shape).to(theta[n].dtype) for n, p in zip(names, v.split(sizes), strict=True)}
 
+        def slopes(create_graph: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
+            """The parameters as one vector, and the slope of each batch, which can be differentiated by it."""
+            with torch.enable_grad():
+                vector = here.clone().requires_grad_()
+                for value in self.q({**theta, **split(vector)}, batches()):
+                    yield vector, torch.autograd.grad(value, vector, create_graph=create_graph)[0]
+
+        if len(here) > _MANY_COEFFICIENTS:
+            gradient = torch.stack([slope for _, slope in slopes(create_graph=False)]).sum(0)
+            step = conjugate_gradients(
+                lambda v: -torch.stack([torch.autograd.grad(slope, x, v)[0] for x, slope in slopes()]).sum(0), gradient
+            )
+            return split(here + step)
         at_once = max(1, _NUMBERS_AT_ONCE // self._numbers)
-        gradient, hessian = torch.zeros_like(vector), vector.new_zeros(len(vector), len(vector))
-        units = torch.eye(len(vector), dtype=vector.dtype, device=vector.device)
-        with torch.enable_grad():
-            for value in self.q({**theta, **split(vector)}, batches()):
-                (first,) = torch.autograd.grad(value, vector, create_graph=True)
-                gradient += first.detach()
-                for rows, some in zip(hessian.split(at_once), units.split(at_once), strict=True):
-                    rows += torch.autograd.grad(first, vector, some, retain_graph=True, is_grads_batched=True)[0]
+        gradient, hessian = torch.zeros_like(here), here.new_zeros(len(here), len(here))
+        units = torch.eye(len(here), dtype=here.dtype, device=here.device)
+        for vector, slope in slopes():
+            gradient += slope.detach()
+            for rows, some in zip(hessian.split(at_once), units.split(at_once), strict=True):
+                rows += torch.autograd.grad(slope, vector, some, retain_graph=True, is_grads_batched=True)[0]
         step = torch.linalg.lstsq(-hessian, gradient.unsqueeze(-1), driver="gelsd").solution.squeeze(-1)
-        return split(vector.detach() + step)
+        return split(here + step)

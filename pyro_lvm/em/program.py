@@ -17,6 +17,8 @@ from torch.distributions import transform_to
 from pyro_lvm.data import Data
 from pyro_lvm.elbo.contraction import enumerate_model
 from pyro_lvm.em.batch import Batch
+from pyro_lvm.em.gaussian import GaussianLatents
+from pyro_lvm.em.gaussian_guide import GaussianPosterior
 from pyro_lvm.em.roles import Theta
 from pyro_lvm.guides import check_guide
 from pyro_lvm.params import ConstrainedParameters
@@ -64,9 +66,11 @@ class EMProgram:
     Attributes:
         program: The model and its guide, their parameters in constrained space.
         points: Latent sites that are parameters with a prior, and what these are called.
+        gaussian: The latents that are integrated out as Gaussian, where there are some.
         objective: The ELBO, where there is a guide.
     """
 
+    gaussian: GaussianLatents | None = None
     objective: Objective | None = None
 
     def __init__(
@@ -98,13 +102,19 @@ class EMProgram:
             guide = default_guide
         drawn = _sites_of(guide, args, kwargs)
         self.points = {name: POINT + name for name in continuous if name not in asked | drawn}
-        for name in asked.intersection(continuous) - drawn if not isinstance(guide, str) else ():
+        left = [name for name in continuous if name in asked - drawn] if not isinstance(guide, str) else []
+        if left and (guide is not None or row_plate is None):
             raise ValueError(
-                f"the latent {name!r} has no finite support, so that EM cannot sum it out: pass guide=, such as "
+                f"the latent {left[0]!r} has no finite support, so that EM cannot sum it out: pass guide=, such as "
                 "'mean_field', for variational EM"
             )
         self.model = Points(self.points)(model) if self.points else model
-        if guide is None:
+        if left:
+            self.gaussian = GaussianLatents(self.model, left, row_plate, data)
+            with pyro.get_param_store().scope(), private_statements(self.model):
+                self.gaussian.look(*args, **kwargs)
+            self.program = Program(self.model, GaussianPosterior(self.gaussian), data, example, kwargs, plate)
+        elif guide is None:
             self.program = Program(self.model, None, data, example, kwargs, plate)
         else:
             self.objective = Objective(self.model, guide, plate=plate, model_kwargs=kwargs)

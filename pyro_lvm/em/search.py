@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import numpy as np
 import torch
+from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor
 from torch.distributions import transform_to
 from torch.distributions.constraints import Constraint
@@ -75,3 +77,19 @@ def climb(
 
     optimizer.step(closure)
     return best
+
+
+def conjugate_gradients(product: Callable[[Tensor], Tensor], right: Tensor) -> Tensor:
+    """The solution of linear equations whose matrix, positive semidefinite, is known by its products alone.
+
+    Args:
+        product: Of the matrix and a vector, ``[n]``.
+        right: The right side, ``[n]``.
+    """
+
+    def multiply(vector: np.ndarray) -> np.ndarray:
+        return product(torch.from_numpy(vector.reshape(-1)).to(right)).cpu().numpy()
+
+    matrix = LinearOperator((len(right), len(right)), multiply, dtype=np.float64)  # type: ignore[call-arg,arg-type]
+    solution, _ = cg(matrix, right.cpu().numpy(), rtol=1e-10)
+    return torch.from_numpy(solution).to(right)

@@ -21,6 +21,7 @@ _ROUNDINGS = 10  # a variance of so few rounding errors is none
 _NUM_ENTRIES = 2**20  # of a buffer: what the caches of a processor hold
 _NUM_ENTRIES_OF_ACCELERATORS = 2**24
 _MIN_ROWS, _MAX_ROWS = 64, 4096
+_BYTES_OF_PRODUCTS, _MIN_ROWS_OF_PRODUCTS = 2**22, 512  # products of all features of some rows
 _LOST = {torch.float64: 4e6, torch.float32: 2e3}  # squared distances that lose nine digits, or half of seven
 
 
@@ -231,7 +232,8 @@ class _FullByProducts(_Moments):
         parts = [precision[..., self.first, self.later] * twice, -2 * linear, constant]
         self.coefficients = torch.cat(parts, -1).to(dtype).reshape(R * K, -1)
         self.sums = torch.zeros_like(self.coefficients, dtype=torch.float64)
-        self.num_rows = min(self.num_rows, max(_NUM_ENTRIES // self.coefficients.shape[1], _MIN_ROWS))
+        num_rows = _BYTES_OF_PRODUCTS // (self.coefficients.shape[1] * self.coefficients.element_size())
+        self.num_rows = max(num_rows, _MIN_ROWS_OF_PRODUCTS)
         self.products = self.coefficients.new_ones(self.coefficients.shape[1], self.num_rows)
         self.reach = _LOST[dtype] / float(torch.linalg.matrix_norm(precision, ord=torch.inf).max())
         self.exact: _Full | None = None
