@@ -29,6 +29,10 @@ class FusedSteps:
         self.objective_name = steps.objective_name
         self.rules = dict.fromkeys(theta, "the model's own M-step")
 
+    def remarks(self, theta: Theta) -> dict[str, str]:
+        """The rules of parameters about which there is more to say, once EM has ended there."""
+        return {name: f"{self.rules[name]}; {remark}" for name, remark in self.steps.remarks(theta).items()}
+
     def sweep(self, theta: Theta) -> tuple[Tensor, Sums]:
         """The objective at ``theta``, and sums over all rows."""
         total: Sums = {}

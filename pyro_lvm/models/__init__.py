@@ -1,10 +1,21 @@
 """Ready-made models, each a `pyro.nn.PyroModule` that works with plain Pyro too."""
 
 from pyro_lvm.models.bayesian_gaussian_mixture import BayesianGaussianMixture
+from pyro_lvm.models.factor_analysis import FactorAnalysis
 from pyro_lvm.models.gaussian_mixture import GaussianMixture
 from pyro_lvm.models.logistic_regression import BayesianLogisticRegression
 from pyro_lvm.models.mixture import Mixture
 from pyro_lvm.models.ppca import PPCA
 from pyro_lvm.models.vae import VAE
+from pyro_lvm.models.rotation import varimax
 
-__all__ = ["PPCA", "VAE", "BayesianGaussianMixture", "BayesianLogisticRegression", "GaussianMixture", "Mixture"]
+__all__ = [
+    "PPCA",
+    "VAE",
+    "BayesianGaussianMixture",
+    "BayesianLogisticRegression",
+    "FactorAnalysis",
+    "GaussianMixture",
+    "Mixture",
+    "varimax",
+]

@@ -56,6 +56,10 @@ class Steps(ABC):
         """The dimension of each parameter of one run that counts components, where there is one."""
         return {}
 
+    def remarks(self, params: Params) -> dict[str, str]:
+        """What users should know of where parameters have ended, by name."""
+        return {}
+
     def outside(self, params: Params) -> Tensor | float:
         """What the objective has beside the rows, such as the log-density of priors."""
         return 0.0

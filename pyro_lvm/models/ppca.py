@@ -1,22 +1,15 @@
 """Probabilistic principal component analysis."""
 
-import pyro
-import pyro.distributions as dist
-import torch
-from pyro.nn import pyro_method
-from torch import Tensor
-from torch.distributions import constraints
+from typing import Any
 
-from pyro_lvm.checks import check_count
-from pyro_lvm.data import as_tensor
-from pyro_lvm.models._base import AssignableModule, check_rows
+import torch
+
+from pyro_lvm.models._factor_model import FactorModel
 
 __all__ = ["PPCA"]
 
-_LOADING_SCALE = 0.1  # of the data's standard deviation: small, but at zero its gradient is zero too
 
-
-class PPCA(AssignableModule):
+class PPCA(FactorModel):
     r"""Probabilistic principal component analysis.
 
     .. math::
@@ -25,7 +18,9 @@ class PPCA(AssignableModule):
         x_i \mid z_i &\sim \mathcal{N}(W z_i + \mu, \sigma^2 I_D), \qquad i = 1, \dots, N
 
     The model brings its own guide, the exact posterior. With it the ELBO (in nats) equals :math:`\log p(x)`
-    at any parameters and any draw, so that fits follow the exact gradient without noise.
+    at any parameters and any draw, so that fits follow the exact gradient without noise. It brings steps for
+    :func:`pyro_lvm.fit_em` too, which integrate missing entries out if asked, and its maximum is known,
+    :meth:`closed_form`.
 
     Sites: `z` `[N, L]`, latent; `x` `[N, D]`, observed. Parameters: `loading` `[D, L]`, the matrix :math:`W`;
     `loc` `[D]`, the mean :math:`\mu`; `noise`, a scalar, the variance :math:`\sigma^2` (not the standard
@@ -42,7 +37,7 @@ class PPCA(AssignableModule):
 
     References:
         M. E. Tipping and C. M. Bishop, "Probabilistic principal component analysis" (1999): the posterior
-        is equation 6.
+        is equation 6, the maximum of the likelihood equations 7 and 8.
 
     Example:
         >>> import torch
@@ -56,85 +51,41 @@ class PPCA(AssignableModule):
         torch.Size([100])
     """
 
-    loading: Tensor
-    loc: Tensor
-    noise: Tensor
-
     def __init__(self, num_latents: int, num_features: int) -> None:
-        super().__init__()
-        self.num_latents = check_count("num_latents", num_latents)
-        self.num_features = check_count("num_features", num_features)
-        if self.num_latents > self.num_features:
-            raise ValueError(f"num_latents: expected at most num_features, {self.num_features}, got {self.num_latents}")
-        self._add_param("loading", _LOADING_SCALE * torch.randn(self.num_features, self.num_latents))
-        self._add_param("loc", torch.zeros(self.num_features))
-        self._add_param("noise", torch.tensor(1.0), constraints.positive)
+        super().__init__(num_latents, num_features, ())
 
-    def forward(self, x: Tensor) -> None:
-        """The model.
+    def closed_form(self, x: Any) -> "PPCA":
+        r"""Set the parameters to the maximum of the likelihood, from the eigenvectors of the covariance.
 
-        Args:
-            x: Data, `[N, D]`. Integers are converted.
+        With the largest eigenvalues :math:`\lambda_1, \dots, \lambda_L` and their vectors :math:`U`,
 
-        Raises:
-            TypeError: If `x` is not a tensor.
-            ValueError: If `x` has another shape, or a floating dtype that is not that of the parameters.
-        """
-        loading, loc, noise = self.loading, self.loc, self.noise
-        x = check_rows("x", x, self.num_features, loc.dtype)
-        with pyro.plate("rows", len(x)):
-            zeros = loading.new_zeros(self.num_latents)
-            z = pyro.sample("z", dist.Normal(zeros, zeros + 1).to_event(1))
-            pyro.sample("x", dist.Normal(z @ loading.mT + loc, noise.sqrt()).to_event(1), obs=x)
+        .. math::
 
-    @pyro_method
-    def guide(self, x: Tensor) -> None:
-        r"""The exact posterior, :math:`z_i \sim \mathcal{N}(M^{-1} W^\top (x_i - \mu), \sigma^2 M^{-1})`.
-
-        Here :math:`M = W^\top W + \sigma^2 I_L`. It shares the parameters of the model.
-
-        Args:
-            x: Data, `[N, D]`. Integers are converted.
-        """
-        loading, loc, noise = self.loading, self.loc, self.noise
-        x = check_rows("x", x, self.num_features, loc.dtype)
-        M = loading.mT @ loading + noise * torch.eye(self.num_latents, dtype=loc.dtype, device=loc.device)
-        M = (M + M.mT) / 2  # a product is symmetric only up to rounding
-        z_loc = torch.linalg.solve(M, loading.mT @ (x - loc).mT).mT
-        # Factorised here once; with the rows' locs torch would do it for each row
-        centred = dist.MultivariateNormal(loc.new_zeros(self.num_latents), precision_matrix=M / noise)
-        with pyro.plate("rows", len(x)):
-            pyro.sample("z", dist.MultivariateNormal(z_loc, scale_tril=centred.scale_tril))
-
-    def marginal(self) -> dist.LowRankMultivariateNormal:
-        r"""The exact distribution of a row, :math:`\mathcal{N}(\mu, W W^\top + \sigma^2 I_D)`."""
-        return dist.LowRankMultivariateNormal(self.loc, self.loading, self.noise.expand(self.num_features))
-
-    def initialize(self, x: Tensor, seed: int = 0) -> "PPCA":
-        """Start from the mean and the mean variance of the features, with a small random loading.
+            \sigma^2 = \frac{1}{D - L} \sum_{j > L} \lambda_j, \qquad
+            W = U \left( \mathrm{diag}(\lambda_1, \dots, \lambda_L) - \sigma^2 I \right)^{1/2}.
 
         Args:
             x: Data, `[N, D]`: a tensor, an array or a data frame.
-            seed: Fixes the random choices. Other seeds give other starts.
 
         Returns:
             The model itself.
 
         Raises:
             TypeError: If `x` is not a tensor.
-            ValueError: If `x` has another shape or dtype, no rows, or values that are not finite.
+            ValueError: If `x` has another shape or dtype, no rows, or values that are not finite; if the likelihood
+                grows without end, as it does where the rows vary in no more dimensions than there are latents.
         """
-        x = check_rows("x", as_tensor(x), self.num_features, self.loc.dtype).detach()
-        if len(x) == 0:
-            raise ValueError("x: expected at least one row, got none")
-        if not x.isfinite().all():
-            row = int((~x.isfinite().all(1)).nonzero()[0])
-            raise ValueError(f"x: expected finite values, row {row} has others")
-        variance = x.var(0, correction=0).mean()
-        variance = torch.where(variance > 0, variance, torch.ones_like(variance))
-        generator = torch.Generator().manual_seed(seed)
-        normal = torch.randn(self.loading.shape, dtype=x.dtype, generator=generator, device="cpu")
-        self.loc = x.mean(0)
-        self.noise = variance
-        self.loading = _LOADING_SCALE * variance.sqrt() * normal.to(x.device)
+        x = self._complete_rows(x)
+        rows = x.double() - x.double().mean(0)
+        values, vectors = torch.linalg.eigh(rows.mT @ rows / len(x))
+        values, vectors = values.flip(-1), vectors.flip(-1)
+        L = self.num_latents
+        noise = values[L:].mean() if L < self.num_features else torch.zeros(()).to(values)
+        if not noise > torch.finfo(x.dtype).eps * values[0]:
+            raise ValueError(
+                f"x: expected rows that vary in more than {L} dimensions, the number of latents; without noise the "
+                "likelihood has no maximum"
+            )
+        self.loc, self.noise = x.double().mean(0), noise
+        self.loading = vectors[:, :L] * (values[:L] - noise).clamp(min=0).sqrt()
         return self
