@@ -34,12 +34,14 @@ class Family(NamedTuple):
         arguments: Its arguments, by the names that the form has for them.
         statistics: Of an observation, given the distribution for the arguments that are known numbers.
         known: An argument that, if it is a known number, leaves a family of another form.
+        in_one_tensor: Whether the distribution keeps all its arguments together, so that each depends on what others do.
     """
 
     form: str
     arguments: dict[str, Argument]
     statistics: Callable[[Any, Tensor], tuple[Any, ...]]
     known: tuple[str, Family] | None = None
+    in_one_tensor: bool = False
 
 
 def narrowed(tensor: Tensor) -> Tensor:
@@ -85,8 +87,8 @@ FAMILIES: dict[type, Family] = {
     dist.Bernoulli: Family("probability", _PROBABILITY, lambda fn, x: (x, _ones(x))),
     dist.Geometric: Family("probability", _PROBABILITY, lambda fn, x: (_ones(x), x + 1)),
     dist.Binomial: Family("probability", _PROBABILITY, lambda fn, x: (x, fn.total_count)),
-    # sum of counts log probs
-    dist.Categorical: Family("simplex", _SIMPLEX, lambda fn, x: (one_hot(x, fn._num_events),)),
+    # sum of counts log probs, or the log of one of the probs, whose number is the statistic
+    dist.Categorical: Family("simplex", _SIMPLEX, lambda fn, x: (x.long(),)),
     dist.OneHotCategorical: Family("simplex", _SIMPLEX, lambda fn, x: (x,)),
     dist.Multinomial: Family("simplex", _SIMPLEX, lambda fn, x: (x,)),
     # squared distances from a loc over a squared scale
@@ -108,6 +110,7 @@ FAMILIES: dict[type, Family] = {
         "beta",
         {"concentration1": Argument(_own("concentration1")), "concentration0": Argument(_own("concentration0"))},
         lambda fn, x: (_ones(x), x.log(), (-x).log1p()),
+        in_one_tensor=True,
     ),
     dist.NegativeBinomial: Family(
         "negative_binomial",
@@ -119,11 +122,6 @@ FAMILIES: dict[type, Family] = {
         "dirichlet", {"concentration": Argument(_own("concentration"), 1)}, lambda fn, x: (_ones(x), x.log())
     ),
 }
-
-
-def one_hot(index: Tensor, size: int) -> Tensor:
-    """Rows of an identity matrix, in torch's default dtype."""
-    return torch.eye(size, device=index.device)[index.long()]
 
 
 def family_of(fn: Any) -> Family | None:

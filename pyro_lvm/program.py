@@ -178,7 +178,7 @@ class Program:
         """Refuse minibatches that would fit something else than the user means.
 
         Raises:
-            ValueError: without a row plate, and for a guide that keeps parameters of each row.
+            ValueError: without a row plate or with several, and for a guide that keeps parameters of each row.
         """
         plate = self.sites.row_plate
         if plate is None:
@@ -187,11 +187,25 @@ class Program:
                 "pyro.plate('rows', len(x)) around what belongs to a row, or pyro.plate('rows', N, subsample=x)"
                 + self.sites.search
             )
+        self.check_one_row_plate()
         if self.covers_fitted_rows_only:
             raise ValueError(
                 f"the site {self.sites.local_latent[0]!r} is latent in the row plate {plate.name!r}, and this guide "
                 "keeps one parameter per row: minibatches would share them between different rows. Write an amortized "
                 "guide, a function of the rows"
+            )
+
+    def check_one_row_plate(self) -> None:
+        """Refuse models whose rows are in several plates, where rows are to be scaled or weighted.
+
+        Raises:
+            ValueError: that names the plates.
+        """
+        plate = self.sites.row_plate
+        if plate is not None and plate.beside:
+            raise ValueError(
+                f"the plates {[plate.name, *plate.beside]} follow the rows of the data, and only one can be taken in "
+                "parts or weighted: write one plate around all that belongs to a row"
             )
 
     def _covers_these_rows_only(self) -> bool:

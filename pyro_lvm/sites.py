@@ -27,11 +27,13 @@ class RowPlate:
         name: Its name.
         dim: Its dimension, negative, counted from the right of a log-density.
         subsampled: Whether the model scales a minibatch itself (``plate(name, N, subsample=x)``).
+        beside: Other plates that follow the rows.
     """
 
     name: str
     dim: int
     subsampled: bool
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,8 @@ def find_row_plate(
     chosen = name or following[0]
     full_size = more[chosen].full_size
     subsampled = full_size is not None and full_size == fewer[chosen].full_size
-    return RowPlate(chosen, more[chosen].dim, subsampled), ""
+    beside = tuple(other for other in following if other != chosen)
+    return RowPlate(chosen, more[chosen].dim, subsampled, beside), ""
 
 
 def _plates(trace: poutine.Trace) -> dict[str, Any]:
@@ -173,18 +176,23 @@ def sum_within_rows(tensor: Tensor, dim: int) -> Tensor:
     return rows.reshape(len(rows), -1).sum(-1)
 
 
-def refuse_random_rows(sites: dict[str, Site]) -> None:
+def refuse_random_rows(sites: dict[str, Site], row_plate: RowPlate | None = None) -> None:
     """Refuse models that take a random part of their rows by themselves, so that two runs see different ones.
+
+    Args:
+        sites: Of a model.
+        row_plate: A plate that may be smaller, for it has the rows that it was given.
 
     Raises:
         ValueError: if a plate is smaller than the size it claims.
     """
     for name, site in sites.items():
         for frame in site["cond_indep_stack"]:
-            if frame.vectorized and frame.full_size not in (None, frame.size):
+            given = row_plate is not None and frame.name == row_plate.name
+            if frame.vectorized and frame.full_size not in (None, frame.size) and not given:
                 raise ValueError(
                     f"the plate {frame.name!r} around {name!r} takes {frame.size} of its {frame.full_size} elements by "
-                    "itself, so that draws would not see the same rows: leave minibatches to fit(batch_size=)"
+                    "itself, so that no two runs would see the same rows: leave minibatches to batch_size="
                 )
 
 

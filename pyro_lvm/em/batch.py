@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import RandomSampler
@@ -48,7 +49,7 @@ class Rows(Protocol):
         """All rows, batch by batch."""
 
     def sample(self, count: int, seed: int) -> Batch:
-        """Some rows drawn without replacement, or all where they are no more."""
+        """Some rows that weigh anything, drawn without replacement, or all where they are no more."""
 
 
 class AllRows:
@@ -100,19 +101,24 @@ class AllRows:
                 yield Batch(self.data.take(rows), None if self.weight is None else self.weight[rows], first=first == 0)
 
     def sample(self, count: int, seed: int) -> Batch:
-        """Some rows drawn without replacement, or all where they are no more."""
-        if self.at_once and self.num_rows <= count:
+        """Some rows that weigh anything, drawn without replacement, or all where they are no more."""
+        heavy = None if self.weight is None else self.weight.nonzero().flatten().cpu().numpy()
+        there = self.num_rows if heavy is None else len(heavy)
+        if self.at_once and there == self.num_rows <= count:
             return self._whole
-        generator = torch.Generator().manual_seed(seed)
-        parts = [self._drawn(batch, count / self.num_rows, generator) for batch in self]
+        drawn = np.sort(np.random.default_rng(seed).choice(there, min(count, there), replace=False, shuffle=False))
+        drawn = torch.from_numpy(drawn if heavy is None else heavy[drawn])
+        parts, first = [], 0
+        for batch in self:
+            last = first + (self.data.count(batch.args) or 1)
+            parts.append(self._rows(batch, drawn[(drawn >= first) & (drawn < last)] - first))
+            first = last
         args = tuple(
             torch.cat(column) if has else column[0]
             for column, has in zip(zip(*(part.args for part in parts), strict=True), self.data.has_rows, strict=True)
         )
         return Batch(args, None if self.weight is None else torch.cat([p.weight for p in parts]))  # type: ignore[misc]
 
-    def _drawn(self, batch: Batch, share: float, generator: torch.Generator) -> Batch:
-        rows = self.data.count(batch.args) or 1
-        kept = torch.randperm(rows, generator=generator, device="cpu")[: max(1, round(share * rows))].sort().values
+    def _rows(self, batch: Batch, kept: Tensor) -> Batch:
         args = tuple(a[kept.to(a.device)] if h else a for a, h in zip(batch.args, self.data.has_rows, strict=True))
         return Batch(args, None if batch.weight is None else batch.weight[kept.to(batch.weight.device)])

@@ -70,12 +70,14 @@ def fit_em(
 
     Args:
         model: A Pyro model: a function, a ``PyroModule``, or a bound method. Its discrete latents are enumerated,
-            whether it marks them or not. Its continuous latents outside the row plate are parameters with a prior, so
-            that the fit is a posterior mode.
+            whether it marks them or not. Its continuous latents in the row plate are integrated out where the
+            log-density is quadratic in them, as in factor models. Those outside are parameters with a prior, so that
+            the fit is a posterior mode.
         data: Arguments of the model: tensors, arrays, data frames, lists of numbers, or one ``DataLoader``.
-        guide: For latents that cannot be summed out: a callable, an AutoGuide, "mean_field" or another name that
-            :func:`pyro_lvm.fit` knows; the model's own ``guide``, if it has one and needs it. EM is variational then
-            (Neal and Hinton 1998): the E-step climbs the ELBO in the guide's parameters, the M-step in the model's.
+        guide: For latents that cannot be summed or integrated out: a callable, an AutoGuide, "mean_field" or another
+            name that :func:`pyro_lvm.fit` knows; the model's own ``guide``, if it has one and needs it. EM is
+            variational then (Neal and Hinton 1998): the E-step climbs the ELBO in the guide's parameters, the M-step in
+            the model's.
         e_step: "exact"; "hard": each row counts with its best states alone (Celeux and Govaert 1992); "monte_carlo":
             with ten draws of its states (Wei and Tanner 1990), so that the objective may fall and nothing converges;
             "variational": by a guide; or "auto": the steps that a model brings along, as
@@ -184,7 +186,8 @@ def fit_em(
             steps: Any = FusedSteps(owner.em_steps(*counted, **({"missing": True} if missing else {})), theta, all_rows)
         elif em.gaussian is not None:
             if e_step not in ("auto", "exact") or online is not None:
-                raise ValueError(f"Gaussian latents ({', '.join(em.gaussian.names)}) have the exact E-step of all rows")
+                names = ", ".join(em.gaussian.names)
+                raise ValueError(f"Gaussian latents ({names}) have the exact E-step of all rows, or take guide=")
             steps = LinearGaussianSteps(em, theta, all_rows, numeric=numeric)
         elif em.objective is not None:
             steps = VariationalSteps(em, theta, all_rows, seed, numeric)

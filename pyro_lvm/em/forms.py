@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_lvm.em.newton import dirichlet_concentration
 from pyro_lvm.em.roles import Items
-from pyro_lvm.em.sums import weighted_sums
+from pyro_lvm.em.sums import histograms, weighted_sums
 from pyro_lvm.em.use import Use, base
 from pyro_lvm.sites import Site
 
@@ -43,6 +43,11 @@ class Form(ABC):
             now: The items as they are. Those of which nothing was observed stay so.
             free: Which items of each argument may move.
         """
+
+    @property
+    def entangled(self) -> set[str]:
+        """The parameters whose items have no maximum by themselves, by what the sums so far say."""
+        return set()
 
     def state(self) -> dict[str, Any]:
         """What was learned from the rows, beside the sums."""
@@ -116,7 +121,11 @@ class Simplex(Form):
         """Counts, ``[I, K]``."""
         _, (counts,), weights = observed(use, site, weights)
         index = use.index("probs")
-        return placed(weighted_sums(weights, counts, index.shape, 1), index, self.items["probs"].count)
+        if counts.is_floating_point():
+            found = weighted_sums(weights, counts, index.shape, 1)
+        else:
+            found = histograms(weights, counts, index.shape, *self.items["probs"].shape)
+        return placed(found, index, self.items["probs"].count)
 
     def maximum(self, sums: Tensor, priors: Values, now: Values, free: Values) -> Values:
         """Counts, normalised; those below zero, by a prior that has its peak on the boundary, are none."""

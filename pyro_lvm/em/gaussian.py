@@ -85,7 +85,9 @@ class GaussianLatents:
             )
         for name in self.dependents:
             if not any(f.name == self.row_plate.name for f in run[name]["cond_indep_stack"]):
-                raise ValueError(f"the site {name!r}, outside the plate of the rows, depends on their latent {self._words}")
+                raise ValueError(
+                    f"the site {name!r}, outside the plate of the rows, depends on their latent {self._words}"
+                )
             shape = unscaled_log_prob(run[name]).shape
             self.states = tuple(torch.broadcast_shapes(self.states, shape[: max(0, len(shape) - self._nesting)]))
         self._check_discrete(run)
@@ -168,7 +170,7 @@ class GaussianLatents:
     ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The gradient of each row's log-density, ``[*states, B, n]``, and the product of its Hessian with a vector."""
         gradient = torch.func.grad(lambda vectors: self._density(vectors, args, kwargs))
-        value, pull = torch.func.vjp(gradient, self.zeros(args) + at)
+        value, pull, *_ = torch.func.vjp(gradient, self.zeros(args) + at)
         return value, lambda vector: pull(vector)[0]
 
     def _check_latent(self, site: Site) -> None:
@@ -191,8 +193,8 @@ class GaussianLatents:
             plates = {f.name for f in site["cond_indep_stack"] if f.vectorized}
             if dim is not None and -dim <= self._nesting + len(self.states) and plates - {self.row_plate.name}:
                 raise ValueError(
-                    f"each row has many of the discrete latent {name!r}, so that the posterior of {self._words} has too "
-                    f"many components: {_ASK_GUIDE}"
+                    f"each row has many of the discrete latent {name!r}, so that the posterior of {self._words} has "
+                    f"too many components: {_ASK_GUIDE}"
                 )
 
     def _check_quadratic(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -79,7 +79,13 @@ class GenericSteps:
 
     def find_components(self, theta: Theta) -> Components | None:
         """Of the mixture, if the model is one."""
-        _, expectation = next(iter(self._expectations(theta)))
+        batch, expectation = next(iter(self._expectations(theta)))
+        in_parts = isinstance(self.rows, AllRows) and not self.rows.at_once
+        if expectation.rows is None and (in_parts or batch.weight is not None):
+            raise ValueError(
+                "a latent outside the row plate ties the rows together, so that they can neither be weighted nor come "
+                "in batches"
+            )
         return components_of(expectation, self.program.program.sites.row_plate)
 
     @property
@@ -90,9 +96,8 @@ class GenericSteps:
     @property
     def objective_name(self) -> str:
         """What is maximised."""
-        if self.kind == "hard":
-            return "classification log-likelihood"
-        return "log-posterior" if self.program.points else "log-likelihood"
+        name = "log-posterior" if self.program.points else "log-likelihood"
+        return f"classification {name}" if self.kind == "hard" else name
 
     @property
     def rules(self) -> dict[str, str]:
@@ -114,8 +119,7 @@ class GenericSteps:
     def maximize(self, theta: Theta, found: Swept) -> Theta:
         """The next parameters; the first time, closed forms are tried against the slope of Q."""
         if not self._tried:
-            self._tried = True
-            self._try_closed_forms(theta, found.sums)
+            self.try_closed_forms(theta, found.sums)
         return self.m_step(theta, found.sums, lambda: self._expectations(theta))
 
     def empty(self, theta: Theta, found: Swept) -> list[Empty]:
@@ -127,7 +131,6 @@ class GenericSteps:
 
     def refill(self, theta: Theta, empty: list[Empty]) -> Theta:
         """Parameters at which empty components have rows: some alike that the model explains badly."""
-        assert self.components is not None
         batch = self.rows.sample(MOST_ROWS, seed=0)
         expectation = self.expect(theta, batch)
         table = features(expectation, self.components.row_dim)
@@ -173,17 +176,25 @@ class GenericSteps:
         self._tried = state["tried"]
         self.plan.restore(state["plan"])
 
-    def _try_closed_forms(self, theta: Theta, sums: Sums) -> None:
-        """Give up rules after which Q has a slope; of many rows a part is enough to see that."""
+    def try_closed_forms(self, theta: Theta, sums: Sums | None = None) -> None:
+        """Give up rules after which Q has a slope; of many rows a part is enough to see that.
+
+        Args:
+            theta: Where to try them.
+            sums: Of all rows there, where they are known.
+        """
+        self._tried = True
         expected: Callable[[], Iterable[Expected]] = partial(self._expectations, theta)
         total = self.rows.total
         if isinstance(self.rows, AllRows) and self.rows.num_rows > MOST_ROWS:
             batch = self.rows.sample(MOST_ROWS, seed=0)
             total *= MOST_ROWS / self.rows.num_rows
-            part, sums = self.expected(theta, batch), {}
-            for completion in part:
-                collect(sums, self.m_step.sums(*completion))
+            part, sums = self.expected(theta, batch), None
             expected = lambda: part  # noqa: E731
+        if sums is None:
+            sums = {}
+            for completion in expected():
+                collect(sums, self.m_step.sums(*completion))
         late = self.plan.late_params
         self._give_up(self.m_step.closed(sums, theta), set(self.plan.closed) - late, expected, total)
         others = (set(self.plan.closed) & late) | set(self.plan.governed_by(LEAST_SQUARES))

@@ -79,6 +79,9 @@ class MStep:
     def closed(self, sums: Sums, theta: Theta) -> dict[str, Tensor]:
         """The parameters with all maxima in closed form that these sums speak of."""
         new = dict(theta)
+        for key in sums:
+            for name in self.plan.forms[key].entangled & set(self.plan.closed):
+                self.plan.give_up(name, "it is shared between other parameters of its family")
         names = set(self.plan.closed)
         for key, part in sums.items():
             form = self.plan.forms[key]

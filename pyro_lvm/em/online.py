@@ -38,7 +38,7 @@ class OnlineRun:
             the rows.
     """
 
-    converged = False
+    converged = torch.tensor(False)
 
     def __init__(
         self,
@@ -49,16 +49,14 @@ class OnlineRun:
         num_epochs: int,
         callbacks: Sequence[Callable[[EMState], Any]],
     ) -> None:
-        others = [name for name in steps.plan.rules if name not in steps.plan.closed or name in steps.plan.late_params]
-        if others:
-            raise ValueError(
-                f"online EM needs a closed form for every parameter, and {others[0]!r} has none: "
-                f"{steps.plan.rules[others[0]]}"
-            )
+        self.steps = steps
+        self._refuse_searches()
+        steps.try_closed_forms(theta)
+        self._refuse_searches()
         local, uses = steps.program.program.sites.local, steps.plan.uses(next(iter(steps.rows)))
         if outside := [n for n, use in uses.items() if n not in local and not use.prior_of and use.params]:
             raise ValueError(f"online EM needs all observations in the rows, and {outside[0]!r} lies outside")
-        self.steps, self.theta, self.batches, self.exponent = steps, theta, batches, exponent
+        self.theta, self.batches, self.exponent = theta, batches, exponent
         self.num_epochs, self.callbacks = num_epochs, callbacks
         self._values: list[Tensor] = []
         self._held: Sums = {}
@@ -80,6 +78,15 @@ class OnlineRun:
             self.finished = stopped or len(self._values) == self.num_epochs
             save()
 
+    def _refuse_searches(self) -> None:
+        plan = self.steps.plan
+        others = [name for name in plan.rules if name not in plan.closed or name in plan.late_params]
+        if others:
+            raise ValueError(
+                f"online EM needs a closed form for every parameter, and {others[0]!r} has none: "
+                f"{plan.rules[others[0]]}"
+            )
+
     def _pass(self, start: int) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
         for step in range(start, start + self.batches.num_batches):
@@ -93,6 +100,7 @@ class OnlineRun:
                 old = (1 - share) * self._held[key] if key in self._held else torch.zeros_like(part)
                 self._held[key] = add(old, share * scale * part)
             self.theta = self.steps.m_step.closed(self._held, self.theta)
+            self._refuse_searches()
         return total
 
     def state(self) -> dict[str, Any]:

@@ -48,4 +48,5 @@ def outcome_of(runs: Sequence[Run | OnlineRun], steps: Steps) -> Outcome:
     axes = steps.axes(thetas[best]) if len(thetas) > 1 else {}
     matched = [in_the_order_of(thetas[best], theta, axes) for theta in thetas]
     all_params = {name: torch.stack([theta[name] for theta in matched]) for name in thetas[best]}
-    return Outcome(thetas[best], paths[best], run.converged, refilled, reached, all_params)
+    converged = bool(run.converged[best] if run.converged.dim() else run.converged)
+    return Outcome(thetas[best], paths[best], converged, refilled, reached, all_params)

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_lvm.em.floors import Floors
 from pyro_lvm.em.forms import Form, Values, observed, placed
 from pyro_lvm.em.newton import dirichlet_concentration, gamma_concentration, negative_binomial_count
 from pyro_lvm.em.roles import Items
-from pyro_lvm.em.sums import scatters, weighted_sums
+from pyro_lvm.em.sums import histograms, scatters, weighted_sums
 from pyro_lvm.em.use import Use
 from pyro_lvm.sites import Site
 
 _CROSSED_ITERATIONS = 500
-_FLOOR = 1e-6
 
 
 class Pairs:
@@ -40,43 +40,15 @@ class Pairs:
         """The items of each pair, ``[2, P]``."""
         return torch.tensor(list(self._rows), dtype=torch.long).reshape(-1, 2).mT
 
+    def meet_several(self, argument: int) -> Tensor:
+        """Which pairs have an item, of the first or second argument, that stands in other pairs too, ``[P]``."""
+        own = self.items[argument]
+        _, inverse, counts = own.unique(return_inverse=True, return_counts=True)
+        return (own >= 0) & (counts[inverse] > 1)
+
     def filled(self, sums: Tensor) -> Tensor:
         """Sums with zeros for the pairs that they did not meet."""
         return torch.cat([sums, sums.new_zeros(len(self) - len(sums), *sums.shape[1:])])
-
-
-class Floors:
-    """The smallest variance of each item: a millionth of that of the least varying feature that it is used for.
-
-    Args:
-        count: The number of items.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.values = torch.full((count,), torch.inf, dtype=torch.float64)
-
-    def know(self, index: Tensor) -> bool:
-        """Whether all items that stand somewhere have a floor."""
-        return bool(torch.isfinite(self.values[index[index >= 0].unique()]).all())
-
-    def see(self, index: Tensor, variances: Tensor) -> None:
-        """Note the variances where items stand, of those that were not seen yet."""
-        index, variances = (t.flatten() for t in torch.broadcast_tensors(index, variances))
-        new = (index >= 0) & (variances > 0)
-        new &= torch.isinf(self.values[index.clamp(min=0)])
-        self.values.scatter_reduce_(0, index[new], _FLOOR * variances[new], "amin")
-
-    def below(self, variances: Tensor) -> Tensor:
-        """The floors, lower for items that are lower already."""
-        return torch.minimum(torch.where(torch.isinf(self.values), 0.0, self.values), variances)
-
-
-def _spread(weights: Tensor, x: Tensor, event_dims: int) -> Tensor:
-    """The weighted variance of each feature, with size 1 in all other dimensions."""
-    places = torch.Size([1] * (x.dim() - event_dims) + list(x.shape[x.dim() - event_dims :]))
-    n = weighted_sums(weights, torch.ones_like(x), places).clamp(min=1e-300)
-    mean = weighted_sums(weights, x, places) / n
-    return weighted_sums(weights, (x - mean).square(), places) / n
 
 
 class Paired(Form):
@@ -84,20 +56,23 @@ class Paired(Form):
 
     Attributes:
         pairs: Of an item of the one and one of the other.
-        floors: The smallest variances.
+        floors: The smallest variances, of families that have a variance.
     """
 
     pairs: Pairs
-    floors: Floors
+    floors: Floors | None = None
 
     def state(self) -> dict[str, Any]:
         """Pairs and floors."""
-        return {"pairs": self.pairs.items.mT.contiguous(), "floors": self.floors.values}
+        floors = None if self.floors is None else self.floors.state()
+        return {"pairs": self.pairs.items.mT.contiguous(), "floors": floors}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Know these pairs and floors."""
         if state:
-            self.pairs, self.floors.values = Pairs(state["pairs"].tolist()), state["floors"]
+            self.pairs = Pairs(state["pairs"].tolist())
+            if self.floors is not None:
+                self.floors.restore(state["floors"])
 
 
 class Normal(Paired):
@@ -106,9 +81,11 @@ class Normal(Paired):
     Second moments are kept about the locs at the start, so that a large offset does not cancel them.
     """
 
-    def __init__(self, items: Items, centre: Tensor) -> None:
+    floors: Floors
+
+    def __init__(self, items: Items, centre: Tensor, row_dim: int | None) -> None:
         self.items, self.centre, self.pairs = {"loc": items, "scale": items}, centre.double(), Pairs()
-        self.floors = Floors(items.count)
+        self.floors = Floors(items.count, row_dim)
 
     def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
         """The weight, the sum and the sum of squares about the centre, ``[P, 3]``."""
@@ -122,8 +99,7 @@ class Normal(Paired):
         rows = self.pairs.rows(loc, scale)
         summed = [-d for d, size in enumerate(reversed(rows.shape), 1) if size == 1 and d <= x.dim()]
         middle = x.mean(summed, keepdim=True) if summed else x
-        if not self.floors.know(scale):
-            self.floors.see(scale, _spread(weights, x, use.event_dims))
+        self.floors.see(site, scale, weights, x)
         off = x - middle
         n, first, second = (weighted_sums(weights, off**power, rows.shape) for power in range(3))
         shift = middle - torch.where(loc < 0, 0.0, self.centre[loc.clamp(min=0)])
@@ -166,14 +142,24 @@ def _is_crossed(of_loc: Tensor, of_scale: Tensor) -> bool:
 class MultivariateNormal(Paired):
     """Locs and covariances of multivariate normal distributions; a covariance may be shared by several locs.
 
+    A loc of several covariances would be entangled with them.
+
     Attributes:
         pairs: Of a loc and a covariance.
         floors: The smallest eigenvalues of the covariances.
     """
 
-    def __init__(self, locs: Items, covariances: Items, centre: Tensor) -> None:
+    floors: Floors
+
+    def __init__(self, locs: Items, covariances: Items, centre: Tensor, row_dim: int | None) -> None:
         self.items, self.centre, self.pairs = {"loc": locs, "covariance": covariances}, centre.double(), Pairs()
-        self.floors = Floors(covariances.count)
+        self.floors = Floors(covariances.count, row_dim)
+
+    @property
+    def entangled(self) -> set[str]:
+        """See :attr:`Form.entangled`."""
+        of_loc, _ = self.pairs.items
+        return set(self.items["loc"].owners(of_loc[self.pairs.meet_several(0)]))
 
     def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
         """The weight, the sum and the scatter about the centre, in a row for each pair, ``[P, 1 + D + D * D]``."""
@@ -185,8 +171,7 @@ class MultivariateNormal(Paired):
         rows = self.pairs.rows(loc, covariance)
         summed = [-d - 1 for d, size in enumerate(reversed(rows.shape), 1) if size == 1 and d < x.dim()]
         middle = x.mean(summed, keepdim=True) if summed else x
-        if not self.floors.know(covariance):
-            self.floors.see(covariance, _spread(weights.unsqueeze(-1), x, 1).amin(-1))
+        self.floors.see(site, covariance, weights, x, item_dim=1)
         n = weighted_sums(weights, torch.ones_like(weights), rows.shape)
         first = weighted_sums(weights, x - middle, rows.shape, 1)
         second = scatters(weights, x - middle, rows.shape)
@@ -228,11 +213,19 @@ def _floored(matrices: Tensor, floors: Tensor) -> Tensor:
 
 
 class Matched(Paired):
-    """Families whose two arguments come in pairs: gamma, beta and negative binomial distributions."""
+    """Families whose two arguments come in pairs: gamma, beta and negative binomial distributions.
+
+    An item of several pairs is entangled with its partners.
+    """
 
     def __init__(self, form: str, arguments: list[str], items: Items) -> None:
         self.form, self.items, self.pairs = form, dict.fromkeys(arguments, items), Pairs()
-        self.floors = Floors(0)
+
+    @property
+    def entangled(self) -> set[str]:
+        """See :attr:`Form.entangled`."""
+        pairs = self.pairs.items[:, self.pairs.meet_several(0) | self.pairs.meet_several(1)]
+        return {name for items, index in zip(self.items.values(), pairs, strict=True) for name in items.owners(index)}
 
     def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
         """Of the statistics of the family, or how often each count was observed, ``[P, M]``."""
@@ -240,8 +233,7 @@ class Matched(Paired):
         rows = self.pairs.rows(*map(use.index, self.items))
         if self.form == "negative_binomial":
             (x,) = statistics
-            counts = torch.nn.functional.one_hot(x.long()).double()
-            found = weighted_sums(weights, counts, rows.shape, 1)
+            found = histograms(weights, x.long(), rows.shape, int(x.max()) + 1)
         else:
             full = torch.broadcast_shapes(*(s.shape for s in statistics))
             found = torch.stack([weighted_sums(weights, s.expand(full), rows.shape) for s in statistics], -1)

@@ -64,9 +64,9 @@ class Plan:
         for batch in batches:
             head = self._head(batch)
             self._last = head, self._look(head)
-            self._follows |= any(map(self._follows_rows, self._last[1].values()))
-            if head is not batch and self._follows:
+            if head is not batch and any(map(self._needs_all_rows, self._last[1].values())):
                 self._last = batch, self._look(batch)
+            self._follows |= any(map(self._follows_rows, self._last[1].values()))
             looks.append(self._last[1])
             self._follows |= program.program.data.count(batch.args) == 1
             if not self._follows:
@@ -112,17 +112,21 @@ class Plan:
     def _look(self, batch: Batch) -> dict[str, Use]:
         thetas = self.program.filling(1, self.theta), self.program.filling(2, self.theta)
         leaves = {name: v.clone().requires_grad_() for name, v in thetas[0].items()}
-        with torch.enable_grad():
-            first = sample_sites(self.program.trace(leaves, batch))
         with torch.no_grad():
             second = sample_sites(self.program.trace(thetas[1], batch))
-        return {n: use_of((first[n], second[n]), thetas, leaves, self.program.points) for n in first}
+        with torch.enable_grad():
+            first = sample_sites(self.program.trace(leaves, batch))
+            return {n: use_of((first[n], second[n]), thetas, leaves, self.program.points) for n in first}
 
     def _affine_locs(self, uses: dict[str, Use], batch: Batch) -> dict[str, set[str]]:
-        """The sites whose loc is an affine function of parameters, as in a regression, and these parameters."""
-        asked = [
-            u for u in uses.values() if u.family is not None and u.family.form == "normal" and u.roles["loc"] is None
-        ]
+        """The sites whose loc is an affine function of parameters, as in a regression, and these parameters.
+
+        A loc that is picked counts as one where its scale is that of a regression too: scales are found after locs.
+        """
+        normal = [u for u in uses.values() if u.family is not None and u.family.form == "normal" and not u.prior_of]
+        asked = [use for use in normal if use.roles["loc"] is None]
+        scales = {name for use in asked for name in _names(use, "scale")}
+        asked += [use for use in normal if use.roles["loc"] and not scales.isdisjoint(_names(use, "scale"))]
         if not asked:
             return {}
         real = {n for n, c in self.program.program.parameters.constraints.items() if is_real(c) and n in self.theta}
@@ -159,9 +163,14 @@ class Plan:
         for key, rule in self.forms.items():
             if key.split()[0] == form and name in rule.items[argument].names:
                 floors = rule.floors.values[rule.items[argument].of([name])]  # type: ignore[attr-defined]
-                if ((least.flatten() <= floors * (1 + 1e-3)) & torch.isfinite(floors)).any():
+                if (least.flatten() <= floors * (1 + 1e-3)).any():
                     return True
         return False
+
+    def _needs_all_rows(self, use: Use) -> bool:
+        """Whether some rows do not tell what others do with the parameters, as is so where arguments are computed."""
+        local = use.site in self.program.program.sites.local
+        return self._follows_rows(use) or (local and use.family is not None and not use.picked)
 
     def _follows_rows(self, use: Use) -> bool:
         """Whether which items stand where differs from row to row, as in ``effects[group]``."""
@@ -209,15 +218,17 @@ class Plan:
 
     def _make(self, name: str, arguments: list[str], size: tuple[int, ...]) -> Form:
         numbers, vectors = Items(self.theta, 0, ()), Items(self.theta, 1, size) if size else None
+        row_plate = self.program.program.sites.row_plate
+        row_dim = None if row_plate is None else row_plate.dim
         if name in ("rate", "probability"):
             return Ratio(arguments[0], numbers)
         if name == "normal":
-            return Normal(numbers, numbers.values(self.theta))
+            return Normal(numbers, numbers.values(self.theta), row_dim)
         if name in _MATCHED_FORMS:
             return Matched(name, arguments, numbers)
         assert vectors is not None
         if name == "multivariate_normal":
-            return MultivariateNormal(vectors, Items(self.theta, 2, size * 2), vectors.values(self.theta))
+            return MultivariateNormal(vectors, Items(self.theta, 2, size * 2), vectors.values(self.theta), row_dim)
         return Simplex(vectors) if name == "simplex" else Dirichlet(vectors)
 
     def _rule(self, name: str, claims: list[Claim]) -> str:
@@ -267,6 +278,12 @@ class Plan:
             if use.family.form in _MATCHED_FORMS and not whole:
                 for name in use.params & set(self.closed):
                     self.give_up(name, "the other parameter of its family is not free")
+
+
+def _names(use: Use, argument: str) -> list[str]:
+    """The parameters from which an argument is picked."""
+    role = use.roles[argument]
+    return [] if role is None else role.names
 
 
 def _is_normal(use: Use) -> bool:

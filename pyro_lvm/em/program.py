@@ -23,7 +23,7 @@ from pyro_lvm.em.roles import Theta
 from pyro_lvm.guides import check_guide
 from pyro_lvm.params import ConstrainedParameters
 from pyro_lvm.program import Program
-from pyro_lvm.sites import Site, draw_or_feasible, find_row_plate, is_observed, prior_trace, sample_sites
+from pyro_lvm.sites import Site, draw_or_feasible, find_row_plate, is_observed, prior_trace, refuse_random_rows, sample_sites
 from pyro_lvm.statements import private_statements
 from pyro_lvm.svi.objective import Objective
 
@@ -93,6 +93,7 @@ class EMProgram:
                 example = head_of(model, data, kwargs)
             args = data.args if example is None else example
             sites = sample_sites(prior_trace(model, *args, **kwargs))
+        refuse_random_rows(sites, row_plate)
         unknown = {n: s for n, s in sites.items() if not is_observed(s) and not s["is_observed"]}
         _check_latents(latents, unknown)
         continuous = [name for name, site in unknown.items() if site["infer"].get("enumerate") != "parallel"]
@@ -103,13 +104,13 @@ class EMProgram:
         drawn = _sites_of(guide, args, kwargs)
         self.points = {name: POINT + name for name in continuous if name not in asked | drawn}
         left = [name for name in continuous if name in asked - drawn] if not isinstance(guide, str) else []
-        if left and (guide is not None or row_plate is None):
-            raise ValueError(
-                f"the latent {left[0]!r} has no finite support, so that EM cannot sum it out: pass guide=, such as "
-                "'mean_field', for variational EM"
-            )
         self.model = Points(self.points)(model) if self.points else model
         if left:
+            if guide is not None or row_plate is None:
+                raise ValueError(
+                    f"the latent {left[0]!r} has no finite support, so that EM cannot sum it out: pass guide=, such as "
+                    "'mean_field', for variational EM"
+                )
             self.gaussian = GaussianLatents(self.model, left, row_plate, data)
             with pyro.get_param_store().scope(), private_statements(self.model):
                 self.gaussian.look(*args, **kwargs)
@@ -131,8 +132,19 @@ class EMProgram:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Encountered (NaN|[+-]inf)", UserWarning)  # as under a mask
             trace = enumerate_model(bound, batch.args, program.model_kwargs, program.max_plate_nesting, held)
+            self._count_once(trace)
             trace.compute_log_prob()
         return trace
+
+    def _count_once(self, trace: poutine.Trace) -> None:
+        """Let rows count once where the model says that they stand for all: EM adds batches up until they are all."""
+        plate = self.program.sites.row_plate
+        if plate is None or not plate.subsampled:
+            return
+        for site in sample_sites(trace).values():
+            for frame in site["cond_indep_stack"]:
+                if frame.name == plate.name:
+                    site["scale"] = site["scale"] * frame.size / frame.full_size
 
     def filling(self, seed: int, theta: Theta) -> dict[str, Tensor]:
         """Valid values of all parameters, no two of which are alike."""

@@ -48,10 +48,12 @@ class Refilled(NamedTuple):
 class EMState:
     """What a callback sees after each iteration.
 
+    Where a model runs several starts at once, as those of :mod:`pyro_lvm.models` do, they have one more dimension.
+
     Attributes:
         iteration: Iterations taken.
-        objective: At the start of each of them, in nats.
-        params: Constrained parameters by name.
+        objective: At the start and after each of them, in nats, ``[iteration + 1]`` or ``[iteration + 1, R]``.
+        params: Constrained parameters by name, ``[...]`` or ``[R, ...]``.
     """
 
     iteration: int
@@ -116,7 +118,7 @@ class Run:
 
     Attributes:
         theta: The parameters now.
-        converged: Whether the last iteration gained less than the tolerance, in every run.
+        converged: Whether the last iteration gained less than the tolerance, in each start, ``[]`` or ``[R]``.
         finished: Whether it has ended.
         refilled: Components that were empty, with the run to which each belongs.
     """
@@ -134,7 +136,7 @@ class Run:
         self.num_rows, self.callbacks = num_rows, callbacks
         self._values: list[Tensor] = []
         self._random: dict[str, Tensor] | None = None
-        self.converged = self.finished = False
+        self.converged, self.finished = torch.tensor(False), False
         self.refilled: list[tuple[int, Refilled]] = []
 
     @property
@@ -158,7 +160,7 @@ class Run:
         if not self._values:
             self._values.append(value.double())
         while len(self._values) <= self.max_iter and not self.finished and not interrupted():
-            empty = self.steps.empty(self.theta, found) if len(self.refilled) < _MOST_REFILLS else []
+            empty = [e for e in self.steps.empty(self.theta, found) if self._num_refills(e.run) < _MOST_REFILLS]
             if empty:
                 theta = self.steps.refill(self.theta, empty)
                 self.refilled += [(e.run, Refilled(len(self._values), e.component)) for e in empty]
@@ -169,13 +171,20 @@ class Run:
             gain = value - self._values[-1]
             self.theta = theta
             self._values.append(value.double())
-            self.converged = self.steps.monotone and not empty and bool((gain < self.tol * self.num_rows).all())
+            self.converged = (gain < self.tol * self.num_rows) & (self.steps.monotone and not empty)
             bar.update()
             bar.set_postfix_str(f"{self.steps.objective_name} {float(value.max()):.6g}")
-            state = EMState(len(self._values) - 1, self.objective, theta)
-            stopped = any([callback(state) for callback in self.callbacks])
-            self.finished = stopped or self.converged or len(self._values) > self.max_iter
+            self.finished = self._is_stopped() or bool(self.converged.all()) or len(self._values) > self.max_iter
             save()
+
+    def _is_stopped(self) -> bool:
+        if not self.callbacks:  # the path so far is long to put together
+            return False
+        state = EMState(len(self._values) - 1, self.objective, self.theta)
+        return any([callback(state) for callback in self.callbacks])
+
+    def _num_refills(self, run: int) -> int:
+        return len({event.iteration for owner, event in self.refilled if owner == run})
 
     def _sweep(self, theta: Theta) -> tuple[Tensor, Any]:
         self._random = randomness.get_state()  # with which a run that goes on from here makes the same draws again

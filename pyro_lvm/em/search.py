@@ -90,6 +90,6 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], right: Tensor) -> T
     def multiply(vector: np.ndarray) -> np.ndarray:
         return product(torch.from_numpy(vector.reshape(-1)).to(right)).cpu().numpy()
 
-    matrix = LinearOperator((len(right), len(right)), multiply, dtype=np.float64)  # type: ignore[call-arg,arg-type]
+    matrix = LinearOperator((len(right), len(right)), multiply, dtype=np.float64)
     solution, _ = cg(matrix, right.cpu().numpy(), rtol=1e-10)
     return torch.from_numpy(solution).to(right)

@@ -70,6 +70,40 @@ def scatters(weights: Tensor, deviations: Tensor, places: torch.Size) -> Tensor:
     return found.reshape((*wanted, size, size))
 
 
+def histograms(weights: Tensor, index: Tensor, places: torch.Size, size: int) -> Tensor:
+    """Sums of weights for each value of a whole number, in double precision.
+
+    Args:
+        weights: ``[*batch]``.
+        index: Numbers from 0 to ``size - 1``, ``[*batch]``; it may lack dimensions that the weights have.
+        places: As in :func:`weighted_sums`.
+        size: How many values there may be.
+
+    Returns:
+        ``[*places, size]``.
+    """
+    rank = max(len(places), weights.dim(), index.dim())
+    wanted, places = places, torch.Size([1] * (rank - len(places)) + list(places))
+    weights, index = _padded(weights.double(), rank), _padded(index, rank)
+    idle = [d for d in range(rank) if index.shape[d] == places[d] == 1 and weights.shape[d] > 1]
+    weights = weights.sum(idle, keepdim=True) if idle else weights
+    full = torch.broadcast_shapes(weights.shape, index.shape, places)
+    alike = [d for d in range(rank) if places[d] > 1 and index.shape[d] == 1]  # in which places see the same numbers
+    apart = [d for d in range(rank) if places[d] > 1 and d not in alike]
+    summed = [d for d in range(rank) if places[d] == 1]
+    order = [*apart, *summed, *alike]
+    weights = weights.expand(full).permute(order).reshape(-1, _product(full, alike))
+    number = torch.arange(_product(full, apart), device=index.device).reshape([full[d] for d in apart] + [1] * len(summed))
+    cell = number * size + index.permute(order).reshape([index.shape[d] for d in (*apart, *summed)])
+    cell = cell.expand([full[d] for d in (*apart, *summed)]).flatten()
+    found = weights.new_zeros(_product(full, apart) * size, weights.shape[1]).index_add_(0, cell, weights)
+    found = found.reshape([full[d] for d in apart] + [size] + [full[d] for d in alike])
+    back = [*apart, -1, *alike]  # the dimensions as they stand, those of places first in their own order
+    kept = sorted(apart + alike)
+    found = found.permute([back.index(d) for d in kept] + [len(apart)])
+    return found.reshape((*wanted, size))
+
+
 def _product(sizes: torch.Size, dims: list[int]) -> int:
     count = 1
     for dim in dims:

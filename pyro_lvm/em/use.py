@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from pyro_lvm.em.roles import IDENTITY, Items, Picked, Theta, find
 from pyro_lvm.families import Family, family_of
@@ -81,10 +82,17 @@ def use_of(sites: tuple[Site, Site], thetas: tuple[Theta, Theta], leaves: Theta,
     (first, event_dims), (second, _) = (base(site["fn"]) for site in sites)
     family = family_of(first)
     roles: dict[str, Picked | None] = {}
+    sources: dict[str, set[str]] = {}
     for argument, how in family.arguments.items() if family is not None else ():
-        values = tuple(_floating(how.read(fn)) for fn in (first, second))
-        same = values[0].shape == values[1].shape
-        roles[argument] = find(values, thetas, how.item_dim, family.form) if same else None  # type: ignore[arg-type,union-attr]
+        here, there = (_floating(how.read(fn)) for fn in (first, second))
+        sources[argument] = depends_on(here, leaves)
+        roles[argument] = find((here, there), thetas, how.item_dim, family.form) if here.shape == there.shape else None  # type: ignore[union-attr]
+    picked = {argument: set(role.names) for argument, role in roles.items() if role is not None}
+    for argument, names in picked.items():
+        # what looks constant, or picked, in these rows may be more in others, as a slope is where all inputs are zero
+        known = set().union(*picked.values()) if family.in_one_tensor else names  # type: ignore[union-attr]
+        if not sources[argument] <= known:
+            roles[argument] = None
     if family is not None and family.known is not None:
         argument, rest = family.known
         role = roles[argument]
@@ -103,8 +111,13 @@ def _floating(value: Tensor) -> Tensor:
 
 
 def depends_on(tensor: Tensor, leaves: Theta) -> set[str]:
-    """The names of the leaves from which a tensor was computed."""
+    """The names of the leaves from which a tensor was computed, read off its graph."""
     if not tensor.requires_grad:
         return set()
-    grads = torch.autograd.grad(tensor.sum(), list(leaves.values()), allow_unused=True, retain_graph=True)
-    return {name for name, grad in zip(leaves, grads, strict=True) if grad is not None}
+    open_nodes = [get_gradient_edge(tensor).node]
+    nodes = set(open_nodes)
+    while open_nodes:
+        found = {node for node, _ in open_nodes.pop().next_functions if node is not None} - nodes
+        nodes |= found
+        open_nodes += found
+    return {name for name, leaf in leaves.items() if get_gradient_edge(leaf).node in nodes}

@@ -6,8 +6,8 @@ from pyro_lvm.models.gaussian_mixture import GaussianMixture
 from pyro_lvm.models.logistic_regression import BayesianLogisticRegression
 from pyro_lvm.models.mixture import Mixture
 from pyro_lvm.models.ppca import PPCA
-from pyro_lvm.models.vae import VAE
 from pyro_lvm.models.rotation import varimax
+from pyro_lvm.models.vae import VAE
 
 __all__ = [
     "PPCA",

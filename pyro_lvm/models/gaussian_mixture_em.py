@@ -193,8 +193,9 @@ class _Moments(ABC):
 
 
 class _Full(_Moments):
-    def __init__(self, locs: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, locs: Tensor, scale: Tensor, dtype: torch.dtype, num_rows: int | None = None) -> None:
         super().__init__(locs, scale, dtype)
+        self.num_rows = num_rows or self.num_rows
         D = locs.shape[-1]
         self.inverse = _inverse(scale).to(dtype).reshape(-1, D)
         self.shift = whiten(scale, -locs).to(dtype).reshape(-1, 1)
@@ -232,9 +233,10 @@ class _FullByProducts(_Moments):
         parts = [precision[..., self.first, self.later] * twice, -2 * linear, constant]
         self.coefficients = torch.cat(parts, -1).to(dtype).reshape(R * K, -1)
         self.sums = torch.zeros_like(self.coefficients, dtype=torch.float64)
-        num_rows = _BYTES_OF_PRODUCTS // (self.coefficients.shape[1] * self.coefficients.element_size())
+        num_products = self.coefficients.shape[1]
+        num_rows = _BYTES_OF_PRODUCTS // (max(num_products, R * K) * self.coefficients.element_size())
         self.num_rows = max(num_rows, _MIN_ROWS_OF_PRODUCTS)
-        self.products = self.coefficients.new_ones(self.coefficients.shape[1], self.num_rows)
+        self.products = self.coefficients.new_ones(num_products, self.num_rows)
         self.reach = _LOST[dtype] / float(torch.linalg.matrix_norm(precision, ord=torch.inf).max())
         self.exact: _Full | None = None
         self.is_far = False
@@ -244,7 +246,7 @@ class _FullByProducts(_Moments):
         columns = rows.T.contiguous()
         self.is_far = not float(columns.square().sum(0).max()) <= self.reach
         if self.is_far:
-            self.exact = self.exact or _Full(self.mean, self.scale, rows.dtype)
+            self.exact = self.exact or _Full(self.mean, self.scale, rows.dtype, self.num_rows)
             return self.exact.squared_distances(rows)
         self.filled = self.products[:, : len(rows)]
         at = 0

@@ -80,7 +80,7 @@ class PPCA(FactorModel):
         values, vectors = torch.linalg.eigh(rows.mT @ rows / len(x))
         values, vectors = values.flip(-1), vectors.flip(-1)
         L = self.num_latents
-        noise = values[L:].mean() if L < self.num_features else torch.zeros(()).to(values)
+        noise = values[L:].mean() if self.num_features > L else torch.zeros(()).to(values)
         if not noise > torch.finfo(x.dtype).eps * values[0]:
             raise ValueError(
                 f"x: expected rows that vary in more than {L} dimensions, the number of latents; without noise the "

@@ -5,7 +5,7 @@ from torch import Tensor
 
 __all__ = ["varimax"]
 
-_MAX_ITER, _TOLERANCE = 1_000, 1e-10
+_MAX_ITER, _TOLERANCE = 1_000, 1e-14
 
 
 def varimax(loading: Tensor) -> Tensor:

@@ -327,6 +327,8 @@ class Objective:
         if weight is not None and self.program.sites.row_plate is None:
             needed = "sample_weight needs a plate that follows the rows, such as pyro.plate('rows', len(x))"
             raise ValueError(needed + self.program.sites.search)
+        if weight is not None:
+            self.program.check_one_row_plate()
         if weight is not None and self.program.couples_rows:
             raise ValueError("sample_weight needs a guide whose rows are independent: this one draws them jointly")
         if weight is not None and isinstance(self.elbo, Estimator):

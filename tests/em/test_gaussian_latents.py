@@ -13,9 +13,8 @@ from sklearn.decomposition import FactorAnalysis
 from torch.distributions import constraints
 
 import pyro_lvm as lvm
+
 from .checks import assert_rises
-
-
 
 SIZE, FEATURES, LATENTS = 150, 5, 2
 
@@ -179,7 +178,7 @@ def test_mixture_of_probabilistic_pca_takes_the_path_of_a_loop_written_by_hand(f
 
 def test_mixture_of_factor_analysers_with_one_noise_is_at_the_top():
     x = rows_of_two_planes()
-    result = fit(planes, x, model_kwargs={"noise": "diag"}, tol=1e-11)
+    result = fit(planes, x, model_kwargs={"noise": "diag"}, tol=1e-8)
     assert_rises(result)
     params = {name: value.clone().requires_grad_() for name, value in result.params.items()}
     logs = torch.stack(
@@ -222,7 +221,7 @@ def log_density_of_groups(params, times, y):
 
 def test_random_effects_are_at_the_top_of_the_marginal_density():
     times, y = groups()
-    result = fit(random_effects, times, y, tol=1e-11)
+    result = fit(random_effects, times, y, tol=1e-8)
     assert_rises(result)
     params = {name: value.clone().requires_grad_() for name, value in result.params.items()}
     rows = log_density_of_groups(params, times, y)
@@ -256,8 +255,8 @@ def test_draws_of_several_latents_have_the_moments_of_their_joint_posterior():
 def test_evidence_at_draws_of_the_exact_posterior_has_no_noise(first):
     result = fit(planes, rows_of_two_planes(), model_kwargs={"first": first}, max_iter=5)
     evidence = result.evidence(50)
-    assert abs(evidence.value.value - result.objective[-1]) < 1e-6 * SIZE
-    assert evidence.value.standard_error < 1e-6 * SIZE
+    assert abs(evidence.value - result.objective[-1]) < 1e-6 * SIZE
+    assert evidence.standard_error < 1e-6 * SIZE
 
 
 def masked_factors(x, seen):
@@ -383,4 +382,4 @@ def test_a_result_can_be_saved_and_read_again(tmp_path):
     result = fit(planes, x, max_iter=5)
     result.save(tmp_path / "em.pt")
     again = lvm.load(tmp_path / "em.pt", planes, None, x)
-    assert abs(again.evidence(5).value.value - result.objective[-1]) < 1e-6 * SIZE
+    assert abs(again.evidence(5).value - result.objective[-1]) < 1e-6 * SIZE

@@ -239,9 +239,12 @@ def test_nothing_to_guide_is_refused():
         fit(normals, X.double(), e_step="variational")
 
 
-def test_a_latent_without_guide_is_refused():
-    with pytest.raises(ValueError, match=r"'z' has no finite support.*pass guide="):
-        fit(effects, X.double())
+def test_without_a_guide_gaussian_latents_are_integrated_out(by_function):
+    exact = fit(effects, X.double(), tol=1e-10)
+    expected = dist.Normal(exact.params["mu"], (exact.params["tau"].square() + 1).sqrt()).log_prob(X.double()).sum()
+    torch.testing.assert_close(exact.objective[-1], expected, rtol=1e-10, atol=0)
+    torch.testing.assert_close(exact.params["mu"], X.double().mean(), rtol=1e-4, atol=0)
+    torch.testing.assert_close(exact.params["tau"].square() + 1, X.double().var(correction=0), rtol=1e-3, atol=0)
 
 
 def test_local_parameters_in_batches_are_refused():
