@@ -34,7 +34,7 @@ class Family(NamedTuple):
         arguments: Its arguments, by the names that the form has for them.
         statistics: Of an observation, given the distribution for the arguments that are known numbers.
         known: An argument that, if it is a known number, leaves a family of another form.
-        in_one_tensor: Whether the distribution keeps all its arguments together, so that each depends on what others do.
+        in_one_tensor: Whether the distribution keeps all its arguments together, so that each depends on the others.
     """
 
     form: str

@@ -106,8 +106,8 @@ class AllRows:
         there = self.num_rows if heavy is None else len(heavy)
         if self.at_once and there == self.num_rows <= count:
             return self._whole
-        drawn = np.sort(np.random.default_rng(seed).choice(there, min(count, there), replace=False, shuffle=False))
-        drawn = torch.from_numpy(drawn if heavy is None else heavy[drawn])
+        chosen = np.sort(np.random.default_rng(seed).choice(there, min(count, there), replace=False, shuffle=False))
+        drawn = torch.from_numpy(chosen if heavy is None else heavy[chosen])
         parts, first = [], 0
         for batch in self:
             last = first + (self.data.count(batch.args) or 1)

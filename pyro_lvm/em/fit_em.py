@@ -26,7 +26,7 @@ from pyro_lvm.em.options import E_STEPS, check_online, check_rows, check_steps
 from pyro_lvm.em.outcome import outcome_of
 from pyro_lvm.em.program import POINT, EMProgram, complete, own_program
 from pyro_lvm.em.result import EMResult
-from pyro_lvm.em.run import EMState, Run
+from pyro_lvm.em.run import MOST_ROWS, EMState, Run, Theta
 from pyro_lvm.em.saved import STATE, Saved
 from pyro_lvm.em.starts import other_starts, stacked
 from pyro_lvm.em.variational import VariationalSteps
@@ -161,8 +161,10 @@ def fit_em(
         weight = check_weight(sample_weight, held.num_rows)
         all_rows = AllRows(held, weight, batch_size, loader, num_rows)
         filled = complete(held, rows) if missing else held
+        shown = _shown(all_rows, missing)
+        complete_rows = complete(shown, rows) if missing else shown
         if (waiting := awaits_start(model)) is not None:
-            waiting.initialize(*filled.args)
+            waiting.initialize(*complete_rows.args)
             waiting.initialized = True
         example = None if batch_size is None else filled.take(slice(0, batch_size))
         em = None
@@ -171,36 +173,26 @@ def fit_em(
         else:
             guided = e_step in ("auto", "variational") and online is None
             default = getattr(owner, "guide", None) if guided else None
-            em = EMProgram(
-                model, filled, latents, model_kwargs, plate, example, guide, default, weighted=weight is not None
-            )
+            weighted, count = weight is not None, all_rows.num_rows
+            em = EMProgram(model, filled, latents, model_kwargs, plate, example, guide, default, weighted, count)
             program = em.program
         if batch_size is not None or loader is not None:
             program.check_minibatches()
+        if weight is not None:
+            program.check_one_row_plate()
         theta = program.parameters.start() | initial_values(program, _named(program, init))
         if not theta:
             raise ValueError("the model has no parameters to fit: it needs pyro.param, PyroParam or a prior")
-        numeric = m_step == "numeric"
         if em is None:
-            counted = held.args if weight is None else held.take(weight > 0)
-            steps: Any = FusedSteps(owner.em_steps(*counted, **({"missing": True} if missing else {})), theta, all_rows)
-        elif em.gaussian is not None:
-            if e_step not in ("auto", "exact") or online is not None:
-                names = ", ".join(em.gaussian.names)
-                raise ValueError(f"Gaussian latents ({names}) have the exact E-step of all rows, or take guide=")
-            steps = LinearGaussianSteps(em, theta, all_rows, numeric=numeric)
-        elif em.objective is not None:
-            steps = VariationalSteps(em, theta, all_rows, seed, numeric)
-        elif e_step == "variational":
-            raise ValueError("e_step='variational' needs guide=, and every latent of this model can be summed out")
+            own_steps = owner.em_steps(*shown.args, **({"missing": True} if missing else {}))
+            steps: Any = FusedSteps(own_steps, theta, all_rows)
         else:
-            kind = "exact" if e_step == "auto" else e_step
-            steps = GenericSteps(em, theta, all_rows, kind, patient=online is not None, numeric=numeric)
+            steps = _derived_steps(em, theta, all_rows, e_step, m_step, online, seed)
         if online is not None:
             shuffled = ShuffledRows(held, weight, batch_size or 1, seed)
             runs: list[Any] = [OnlineRun(steps, theta, shuffled, online, max_iter, callbacks)]
         else:
-            starts = [theta, *other_starts(owner, steps, program, filled, num_restarts - 1, seed, theta)]
+            starts = [theta, *other_starts(owner, steps, program, complete_rows, num_restarts - 1, seed, theta)]
             together = [stacked(starts)] if own and steps.steps.takes_restarts else starts
             runs = [Run(steps, start, max_iter, tol, all_rows.total, callbacks) for start in together]
         what: dict[str, Any] = {
@@ -243,13 +235,39 @@ def fit_em(
         )
 
 
+def _shown(rows: AllRows, missing: bool) -> Data:
+    """What a model may look at before the fit: the rows that weigh anything, or some rows of a loader."""
+    data, weight = rows.data, rows.weight
+    if weight is None and rows.loader is None:
+        return data
+    args = data.take(weight > 0) if weight is not None else rows.sample(MOST_ROWS, seed=0).args
+    return Data(args, [i for i, has in enumerate(data.has_rows) if has], missing=missing)
+
+
+def _derived_steps(
+    em: EMProgram, theta: Theta, rows: AllRows, e_step: str, m_step: str, online: float | None, seed: int
+) -> GenericSteps | VariationalSteps:
+    """The steps that follow from a model, of the kind that its latents ask for."""
+    numeric = m_step == "numeric"
+    if em.gaussian is not None:
+        if e_step not in ("auto", "exact") or online is not None:
+            names = ", ".join(em.gaussian.names)
+            raise ValueError(f"Gaussian latents ({names}) have the exact E-step of all rows, or take guide=")
+        return LinearGaussianSteps(em, theta, rows, numeric=numeric)
+    if em.objective is not None:
+        return VariationalSteps(em, theta, rows, seed, numeric)
+    if e_step == "variational":
+        raise ValueError("e_step='variational' needs guide=, and every latent of this model can be summed out")
+    kind = "exact" if e_step == "auto" else e_step
+    return GenericSteps(em, theta, rows, kind, patient=online is not None, numeric=numeric)
+
+
 def _named(program: Program, init: Any) -> Any:
     """Values by the names that the fit has for them: those of sites that are parameters are longer than in results."""
     if isinstance(init, Result):
         here = program.parameters.start()
         named = _named(program, dict(init.params))
-        shared = {n: v for n, v in named.items() if n in here and here[n].shape == v.shape}
-        return shared or init
+        return {n: v for n, v in named.items() if n in here} or init
     if not isinstance(init, Mapping):
         return init
     known = program.parameters.constraints

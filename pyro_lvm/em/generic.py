@@ -131,6 +131,7 @@ class GenericSteps:
 
     def refill(self, theta: Theta, empty: list[Empty]) -> Theta:
         """Parameters at which empty components have rows: some alike that the model explains badly."""
+        assert self.components is not None
         batch = self.rows.sample(MOST_ROWS, seed=0)
         expectation = self.expect(theta, batch)
         table = features(expectation, self.components.row_dim)

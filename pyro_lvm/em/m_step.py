@@ -161,7 +161,8 @@ class MStep:
             with torch.enable_grad():
                 vector = here.clone().requires_grad_()
                 for value in self.q({**theta, **split(vector)}, batches()):
-                    yield vector, torch.autograd.grad(value, vector, create_graph=create_graph)[0]
+                    if value.requires_grad:  # not so of a batch of rows, if all that moves lies outside the rows
+                        yield vector, torch.autograd.grad(value, vector, create_graph=create_graph)[0]
 
         if len(here) > _MANY_COEFFICIENTS:
             gradient = torch.stack([slope for _, slope in slopes(create_graph=False)]).sum(0)

@@ -47,6 +47,8 @@ def check_rows(loader: LoaderRows | None, num_rows: Any, sample_weight: Any, row
     for name, value in {"sample_weight": sample_weight, "rows": rows}.items():
         if loader is not None and value is not None:
             raise ValueError(f"{name} cannot be given with a DataLoader, which makes the batches itself")
+    if loader is not None and loader.loader.drop_last:
+        raise ValueError("EM sweeps over all rows, and this DataLoader leaves some out: make it without drop_last=True")
 
 
 def check_online(

@@ -23,7 +23,15 @@ from pyro_lvm.em.roles import Theta
 from pyro_lvm.guides import check_guide
 from pyro_lvm.params import ConstrainedParameters
 from pyro_lvm.program import Program
-from pyro_lvm.sites import Site, draw_or_feasible, find_row_plate, is_observed, prior_trace, refuse_random_rows, sample_sites
+from pyro_lvm.sites import (
+    Site,
+    draw_or_feasible,
+    find_row_plate,
+    is_observed,
+    prior_trace,
+    refuse_random_rows,
+    sample_sites,
+)
 from pyro_lvm.statements import private_statements
 from pyro_lvm.svi.objective import Objective
 
@@ -62,6 +70,7 @@ class EMProgram:
         guide: Of the latents that are not summed out: a callable or a name; None if there are none.
         default_guide: What to take if there are some and ``guide`` is None.
         weighted: Whether rows will have weights.
+        num_rows: N, where that is not the rows of ``data``.
 
     Attributes:
         program: The model and its guide, their parameters in constrained space.
@@ -84,7 +93,9 @@ class EMProgram:
         guide: Any = None,
         default_guide: Any = None,
         weighted: bool = False,
+        num_rows: int | None = None,
     ) -> None:
+        self.num_rows = num_rows or data.num_rows
         kwargs = dict(model_kwargs or {})
         model = config_enumerate(model, default="parallel")
         with private_statements(model):
@@ -137,14 +148,14 @@ class EMProgram:
         return trace
 
     def _count_once(self, trace: poutine.Trace) -> None:
-        """Let rows count once where the model says that they stand for all: EM adds batches up until they are all."""
+        """Let rows count as they do among all, where a model scales batches to all: EM adds batches up."""
         plate = self.program.sites.row_plate
-        if plate is None or not plate.subsampled:
+        if plate is None or not plate.subsampled or self.num_rows is None:
             return
         for site in sample_sites(trace).values():
             for frame in site["cond_indep_stack"]:
                 if frame.name == plate.name:
-                    site["scale"] = site["scale"] * frame.size / frame.full_size
+                    site["scale"] = site["scale"] * frame.size / self.num_rows
 
     def filling(self, seed: int, theta: Theta) -> dict[str, Tensor]:
         """Valid values of all parameters, no two of which are alike."""

@@ -38,10 +38,12 @@ class Free:
         total, found = torch.zeros((), dtype=torch.float64), {n: torch.zeros_like(v) for n, v in self.leaves.items()}
         with torch.enable_grad():
             for value in values(self.constrained()):
+                total = total + value.detach()
+                if not value.requires_grad:  # of a batch of rows, if all that moves lies outside the rows
+                    continue
                 grads = torch.autograd.grad(value, list(self.leaves.values()), retain_graph=True, allow_unused=True)
                 for n, g in zip(self.leaves, grads, strict=True):
                     found[n] += 0 if g is None else g
-                total = total + value.detach()
         return total, found
 
 

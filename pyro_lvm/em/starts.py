@@ -32,8 +32,8 @@ def other_starts(
     """Starts beside the first.
 
     A model makes them from the data by itself, if its ``initialize`` takes a seed. One whose rows have one discrete
-    latent starts with the M-step of a k-means++ clustering. In others normal noise is added to the parameters of the
-    model, in unconstrained space.
+    latent starts with the M-step of a k-means++ clustering. In others, and where rows are fewer than components, normal
+    noise is added to the parameters of the model, in unconstrained space.
 
     Args:
         owner: The model, or what it is a method of.
@@ -67,7 +67,7 @@ def _other_start(steps: GenericSteps, theta: Theta, seed: int) -> Theta:
         return _noisy(steps.program.program, theta, seed)
     batch = steps.rows.sample(MOST_ROWS, seed)
     table = features(steps.expect(theta, batch), components.row_dim)
-    if table is None:
+    if table is None or len(table) < components.size:
         return _noisy(steps.program.program, theta, seed)
     labels = torch.as_tensor(clusters(table.cpu().numpy(), components.size, seed)).long()
     return steps.from_labels(theta, batch, labels)

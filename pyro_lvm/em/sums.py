@@ -93,7 +93,9 @@ def histograms(weights: Tensor, index: Tensor, places: torch.Size, size: int) ->
     summed = [d for d in range(rank) if places[d] == 1]
     order = [*apart, *summed, *alike]
     weights = weights.expand(full).permute(order).reshape(-1, _product(full, alike))
-    number = torch.arange(_product(full, apart), device=index.device).reshape([full[d] for d in apart] + [1] * len(summed))
+    number = torch.arange(_product(full, apart), device=index.device).reshape(
+        [full[d] for d in apart] + [1] * len(summed)
+    )
     cell = number * size + index.permute(order).reshape([index.shape[d] for d in (*apart, *summed)])
     cell = cell.expand([full[d] for d in (*apart, *summed)]).flatten()
     found = weights.new_zeros(_product(full, apart) * size, weights.shape[1]).index_add_(0, cell, weights)

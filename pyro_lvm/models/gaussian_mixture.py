@@ -22,6 +22,7 @@ __all__ = ["GaussianMixture"]
 _COVARIANCES = ("full", "tied", "diag", "spherical")
 _SYMMETRY_TOLERANCE = 1e-5  # of the largest entry: what float32 leaves of a symmetric matrix
 _VARIANCE_FLOOR = 1e-6  # of the mean variance of the features, for a feature that is constant
+_ROUNDING = 1e-14  # of the square of the mean: a variance that a constant may seem to have
 
 
 class GaussianMixture(MixtureModule):
@@ -122,15 +123,17 @@ class GaussianMixture(MixtureModule):
     def em_steps(self, x: Tensor, missing: bool = False) -> GaussianMixtureSteps:
         """The E-step and M-step of EM.
 
-        No variance falls below a millionth of that of the least varying feature.
+        No variance falls below a millionth of that of the least varying feature, or a millionth if none varies.
 
         Args:
             x: Data, `[N, D]`, or a part of it.
             missing: Whether entries that are NaN are integrated out.
         """
         x = check_rows("x", x, self.num_features, self.locs.dtype)
-        seen = torch.stack([column[~column.isnan()].var() for column in x.T])
-        floor = _VARIANCE_FLOOR * float(seen[seen > 0].min()) if (seen > 0).any() else 0.0
+        there = (column[~column.isnan()].double() for column in x.T)
+        moments = [(float(column.mean()), float(column.var(correction=0))) for column in there if len(column)]
+        varying = [variance for mean, variance in moments if variance > _ROUNDING * mean**2]
+        floor = _VARIANCE_FLOOR * min(varying, default=1.0)
         return (MissingGaussianMixtureSteps if missing else GaussianMixtureSteps)(floor)
 
     def _log_densities(self, x: Tensor) -> Tensor:
