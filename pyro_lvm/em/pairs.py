@@ -97,8 +97,7 @@ class Normal(Paired):
         if (scale < 0).any():
             weights = weights * torch.where(scale < 0, fn.scale.detach().double() ** -2, 1.0)
         rows = self.pairs.rows(loc, scale)
-        summed = [-d for d, size in enumerate(reversed(rows.shape), 1) if size == 1 and d <= x.dim()]
-        middle = x.mean(summed, keepdim=True) if summed else x
+        middle = _middle(weights, x, rows.shape)
         self.floors.see(site, scale, weights, x)
         off = x - middle
         n, first, second = (weighted_sums(weights, off**power, rows.shape) for power in range(3))
@@ -131,6 +130,16 @@ class Normal(Paired):
             if all(torch.allclose(a, b, rtol=1e-13, atol=0) for a, b in zip(before, (moved, scales), strict=True)):
                 break
         return {"loc": torch.where(free["loc"], self.centre + moved, locs), "scale": scales}
+
+
+def _middle(weights: Tensor, x: Tensor, places: torch.Size, item_dim: int = 0) -> Tensor:
+    """The mean of what counts, in each place where observations differ: what does not count may lie anywhere."""
+    batch = x.shape[: x.dim() - item_dim]
+    wanted = [1] * (len(batch) - len(places)) + list(places[max(0, len(places) - len(batch)) :])
+    apart = torch.Size([size if place > 1 else 1 for size, place in zip(batch, wanted, strict=True)])
+    weights = weights.abs()  # those of points that stand for a variance may be negative
+    total, n = weighted_sums(weights, x, apart, item_dim), weighted_sums(weights, torch.ones_like(weights), apart)
+    return (total / n[(..., *[None] * item_dim)]).nan_to_num()
 
 
 def _is_crossed(of_loc: Tensor, of_scale: Tensor) -> bool:
@@ -169,8 +178,7 @@ class MultivariateNormal(Paired):
         if (loc < 0).any():
             x = x - torch.where((loc < 0).unsqueeze(-1), fn.loc.detach().double(), 0.0)
         rows = self.pairs.rows(loc, covariance)
-        summed = [-d - 1 for d, size in enumerate(reversed(rows.shape), 1) if size == 1 and d < x.dim()]
-        middle = x.mean(summed, keepdim=True) if summed else x
+        middle = _middle(weights, x, rows.shape, item_dim=1)
         self.floors.see(site, covariance, weights, x, item_dim=1)
         n = weighted_sums(weights, torch.ones_like(weights), rows.shape)
         first = weighted_sums(weights, x - middle, rows.shape, 1)

@@ -13,6 +13,7 @@ from pyro_lvm.checks import check_count
 from pyro_lvm.data import as_tensor
 from pyro_lvm.models._base import AssignableModule, check_rows
 from pyro_lvm.models._factor_posterior import impute, latent_means, observed_log_prob
+from pyro_lvm.models._spread import variances
 from pyro_lvm.models._steps import Params
 from pyro_lvm.models.factor_model_em import FactorSteps, MissingFactorSteps
 from pyro_lvm.models.rotation import varimax
@@ -97,11 +98,7 @@ class FactorModel(AssignableModule):
         """
         x = check_rows("x", x, self.num_features, self.loc.dtype)
         centre = x.nanmean(0).nan_to_num()
-        variances = (x - centre).square().nanmean(0).nan_to_num()
-        varies = variances > 0
-        typical = variances[varies].mean() if varies.any() else torch.ones(()).to(variances)
-        floor = _NOISE_FLOOR * torch.where(varies, variances, typical)
-        return (MissingFactorSteps if missing else FactorSteps)(centre, floor)
+        return (MissingFactorSteps if missing else FactorSteps)(centre, _NOISE_FLOOR * variances(x))
 
     def marginal(self) -> dist.LowRankMultivariateNormal:
         r"""The exact distribution of a row, :math:`\mathcal{N}(\mu, W W^\top + \Psi)`."""
@@ -156,12 +153,12 @@ class FactorModel(AssignableModule):
             ValueError: If `x` has another shape or dtype, no rows, or values that are not finite.
         """
         x = self._complete_rows(x)
-        variances = x.var(0, correction=0)
-        typical = variances.mean() if variances.any() else torch.ones_like(variances[0])
+        spread = x.var(0, correction=0)
+        typical = spread.mean() if spread.any() else torch.ones_like(spread[0])
         generator = torch.Generator().manual_seed(seed)
         normal = torch.randn(self.loading.shape, dtype=x.dtype, generator=generator, device="cpu")
         self.loc = x.mean(0)
-        self.noise = torch.where(variances > 0, variances, typical) if self.noise.dim() else typical
+        self.noise = torch.where(spread > 0, spread, typical) if self.noise.dim() else typical
         self.loading = _LOADING_SCALE * self.noise.sqrt().unsqueeze(-1) * normal.to(x.device)
         return self
 

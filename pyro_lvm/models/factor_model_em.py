@@ -77,7 +77,7 @@ class FactorSteps(Steps):
         result = {
             "loading": torch.where(seen.unsqueeze(-1), new[:, :-1], loading),
             "loc": torch.where(seen, loc + new[:, -1], loc),
-            "noise": torch.maximum(variance, self._floor(noise)),
+            "noise": torch.maximum(variance, torch.minimum(self._floor(noise), noise)),  # a start may lie below
         }
         return {name: value.to(params[name]) for name, value in result.items()}
 

@@ -14,6 +14,7 @@ from pyro_lvm.data import as_tensor
 from pyro_lvm.models._base import check_rows
 from pyro_lvm.models._gaussian_posterior import impute, observed_log_prob
 from pyro_lvm.models._mixture_base import MixtureModule, clusters
+from pyro_lvm.models._spread import variances
 from pyro_lvm.models.gaussian_mixture_em import GaussianMixtureSteps
 from pyro_lvm.models.gaussian_mixture_missing import MissingGaussianMixtureSteps
 
@@ -21,8 +22,7 @@ __all__ = ["GaussianMixture"]
 
 _COVARIANCES = ("full", "tied", "diag", "spherical")
 _SYMMETRY_TOLERANCE = 1e-5  # of the largest entry: what float32 leaves of a symmetric matrix
-_VARIANCE_FLOOR = 1e-6  # of the mean variance of the features, for a feature that is constant
-_ROUNDING = 1e-14  # of the square of the mean: a variance that a constant may seem to have
+_VARIANCE_FLOOR = 1e-6  # of the variance of the least varying feature
 
 
 class GaussianMixture(MixtureModule):
@@ -130,10 +130,7 @@ class GaussianMixture(MixtureModule):
             missing: Whether entries that are NaN are integrated out.
         """
         x = check_rows("x", x, self.num_features, self.locs.dtype)
-        there = (column[~column.isnan()].double() for column in x.T)
-        moments = [(float(column.mean()), float(column.var(correction=0))) for column in there if len(column)]
-        varying = [variance for mean, variance in moments if variance > _ROUNDING * mean**2]
-        floor = _VARIANCE_FLOOR * min(varying, default=1.0)
+        floor = _VARIANCE_FLOOR * float(variances(x).min())
         return (MissingGaussianMixtureSteps if missing else GaussianMixtureSteps)(floor)
 
     def _log_densities(self, x: Tensor) -> Tensor:
@@ -201,7 +198,8 @@ class GaussianMixture(MixtureModule):
         r"""Start from k-means clusters, the tightest of five runs that are themselves started by k-means++.
 
         Every cluster gets one pseudo-row: its weight is :math:`(n_k + 1) / (N + K)`, and its covariance is
-        mixed with the diagonal of the data's covariance, shrunk by :math:`K^{2/D}` (Fraley and Raftery 2007).
+        mixed with the diagonal of the data's covariance, shrunk by :math:`K^{2/D}` (Fraley and Raftery 2007). A
+        feature that does not vary has the variance of the least varying one there.
         So clusters of one row, or of none, have a usable start too.
 
         Args:
@@ -238,10 +236,7 @@ class GaussianMixture(MixtureModule):
             locs[k] = rows.mean(0) if counts[k] else data.mean(0, dtype=np.float64)
             scatters[k] = (rows - locs[k]).T @ (rows - locs[k])
 
-        variances = data.var(0, dtype=np.float64)
-        if not variances.any():
-            variances = np.ones(D)
-        pseudo = np.diag(np.maximum(variances, _VARIANCE_FLOOR * variances.mean())) / K ** (2 / D)
+        pseudo = np.diag(variances(x).cpu().numpy()) / K ** (2 / D)
         if self.covariance == "tied":
             covariances = (scatters.sum(0) + pseudo) / (N + 1)
         else:

@@ -152,7 +152,10 @@ def _scale_trils(scale: Tensor, moment: Tensor, noise: Tensor, floor: float) -> 
     """Factors of the covariances, and whether these are regular; `moment` is in units of the old ones."""
     if floor > 0:
         variances, axes = torch.linalg.eigh(scale @ moment @ scale.mT)
-        scale_tril, info = torch.linalg.cholesky_ex(axes * variances.clamp_min(floor).unsqueeze(-2) @ axes.mT)
+        if (variances < floor).any():
+            least = torch.linalg.svdvals(scale)[..., -1:].square().clamp_max(floor)  # a start may lie below
+            variances = torch.maximum(variances, least)
+        scale_tril, info = torch.linalg.cholesky_ex(axes * variances.unsqueeze(-2) @ axes.mT)
         return scale_tril, (info == 0)[..., None, None]
     factor, info = torch.linalg.cholesky_ex(moment)
     pivots, least = (matrix.diagonal(dim1=-2, dim2=-1) for matrix in (factor, noise))
@@ -162,7 +165,8 @@ def _scale_trils(scale: Tensor, moment: Tensor, noise: Tensor, floor: float) -> 
 
 def _scales(scale: Tensor, moment: Tensor, noise: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     """Standard deviations, and whether they are regular; `moment` is in units of the old variances."""
-    variance = (scale.square() * moment).clamp_min(floor)
+    old = scale.square()
+    variance = torch.maximum(old * moment, old.clamp_max(floor))  # a start may lie below the floor
     return variance.sqrt(), (variance > 0) if floor > 0 else (moment > noise)
 
 

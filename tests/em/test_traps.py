@@ -276,7 +276,12 @@ def sized(x, num_rows):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"batch_size": 70}, {"sample_weight": torch.linspace(0, 2, 400)}, {"online": 0.6, "batch_size": 100, "max_iter": 5}],
+    [
+        {},
+        {"batch_size": 70},
+        {"sample_weight": torch.linspace(0, 2, 400)},
+        {"online": 0.6, "batch_size": 100, "max_iter": 5},
+    ],
     ids=["whole", "batches", "weights", "online"],
 )
 @pytest.mark.parametrize("times", [1, 3])
