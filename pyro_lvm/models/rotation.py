@@ -6,6 +6,7 @@ from torch import Tensor
 __all__ = ["varimax"]
 
 _MAX_ITER, _TOLERANCE = 1_000, 1e-14
+_ASIDE = 1e-2
 
 
 def varimax(loading: Tensor) -> Tensor:
@@ -43,7 +44,9 @@ def varimax(loading: Tensor) -> Tensor:
     if loading.dim() != 2:
         raise ValueError(f"loading: expected shape [D, L], got {list(loading.shape)}")
     start = loading.double()
-    rotation, reached = torch.eye(start.shape[1]).to(start), 0.0
+    # A little aside of where it is, which may be where the variance is smallest and has no slope
+    turn = _ASIDE * torch.ones_like(start.mT @ start).triu(1)
+    rotation, reached = torch.linalg.matrix_exp(turn - turn.mT), 0.0
     for _ in range(_MAX_ITER):
         rotated = start @ rotation
         slope = start.mT @ (rotated**3 - rotated * rotated.square().mean(0))

@@ -118,6 +118,27 @@ def test_more_components_than_rows_come_to_an_end():
     assert len(found.refilled) <= 16
 
 
+def test_a_component_that_can_never_keep_rows_gets_them_ten_times():
+    """Its weight is fixed, and next to nothing."""
+
+    def model(x):
+        loc = pyro.param("loc", FAR.clone())
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.5, 0.5, 1e-12])))
+            pyro.sample("x", dist.Normal(loc[z], 1.0).to_event(1), obs=x)
+
+    found = fit(model, X[torch.arange(300) % 3 < 2], max_iter=200)
+    assert found.converged
+    assert len(found.refilled) == 10
+
+
+def test_rows_of_little_weight_make_no_component_empty():
+    weight = torch.full((300,), 1e-6, dtype=torch.float64)
+    found = fit(mixture(LOCS), X, sample_weight=weight)
+    assert not found.refilled
+    torch.testing.assert_close(found.params, fit(mixture(LOCS), X).params, rtol=1e-3, atol=1e-3)
+
+
 def test_restarts_have_the_order_of_the_best():
     found = fit(mixture(LOCS), X, num_restarts=5)
     assert found.restart_params["loc"].shape == (5, 3, 2)

@@ -54,7 +54,9 @@ def test_iris_from_the_start_of_scikit_learn(covariance, weighted):
     assert float(em.objective[-1]) / weight.sum() == pytest.approx(theirs.score(x.repeat(weight, axis=0)), abs=1e-6)
 
 
-@pytest.mark.parametrize(("covariance", "num_components"), [("full", 1), ("tied", 3), ("diag", 3), ("spherical", 3)])
+@pytest.mark.parametrize(
+    ("covariance", "num_components"), [("full", 1), ("full", 2), ("tied", 3), ("diag", 3), ("spherical", 3)]
+)
 def test_holes_in_wine_are_filled_better_than_by_means(covariance, num_components):
     x = wine()
     gone = torch.tensor(np.random.default_rng(0).random(x.shape) < 0.2)
