@@ -34,6 +34,7 @@ def assert_rises(worse, better):
     assert difference.mean().item() > 2 * error
 
 
+@pytest.mark.slow
 def test_the_held_out_likelihood_rises_with_the_particles():
     one, five, fifty = (held_out(TraceIWAE_ELBO(K), num_steps=400) for K in (1, 5, 50))
     assert_rises(one, five)

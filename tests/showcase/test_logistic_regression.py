@@ -94,6 +94,7 @@ def check_against_nuts(result, loc_tolerance, scale_tolerance):
     assert scale_errors.max() < scale_tolerance
 
 
+@pytest.mark.slow
 def test_full_rank_agrees_with_nuts(data):
     """The best normal guide is off by 0.022 sd in the means and 4.5% in the sds; the rest is noise of the fit."""
     check_against_nuts(fit(data, "full_rank", 2_000, num_particles=8), 0.15, 0.15)

@@ -81,6 +81,7 @@ def by_pyro(elbo, x, num_batches):
     return values
 
 
+@pytest.mark.slow
 def test_minibatches_have_the_bound_of_all_rows_and_pyros_renyi_elbo_bounds_nothing(x):
     full, full_error = mean_and_error(in_plain_torch(x, 20_000))
     log_p = exact(x)
