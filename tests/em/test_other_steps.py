@@ -206,3 +206,17 @@ def test_a_maximum_beyond_its_link_is_searched():
 def test_restarts_of_coordinate_ascent_run_one_by_one():
     result = lvm.fit_em(lvm.models.BayesianGaussianMixture(3, 2), X, num_restarts=2, progress=False)
     assert result.restarts.shape == (2,)
+
+
+def test_a_prior_counts_once_in_online_em():
+    """All rows are alike, so that the sums of any minibatch stand for those of all."""
+
+    def accidents(x):
+        rate = pyro.sample("rate", dist.Gamma(torch.tensor(31.0, dtype=torch.float64), 10.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Poisson(rate), obs=x)
+
+    online = lvm.fit_em(
+        accidents, torch.full((40,), 5.0, dtype=torch.float64), online=0.7, batch_size=10, max_iter=2, progress=False
+    )
+    torch.testing.assert_close(online.params["rate"], torch.tensor((30 + 200) / (10 + 40), dtype=torch.float64))
