@@ -24,7 +24,8 @@ from pyro_lvm.modules import unchanged, unchanged_if_it_fails
 from pyro_lvm.result import Result
 from pyro_lvm.svi.fit import fit
 from pyro_lvm.svi.initial import initial_values
-from pyro_lvm.svi.objective import Objective, check_elbo
+from pyro_lvm.svi.objective import Objective
+from pyro_lvm.svi.resolve import check_elbo
 from pyro_lvm.svi.stopping import FitState
 
 

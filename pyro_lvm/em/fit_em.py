@@ -162,7 +162,7 @@ def fit_em(
         all_rows = AllRows(held, weight, batch_size, loader, num_rows)
         filled = complete(held, rows) if missing else held
         shown = _shown(all_rows, missing)
-        complete_rows = complete(shown, rows) if missing else shown
+        complete_rows = filled if shown is held else complete(shown, rows)
         if (waiting := awaits_start(model)) is not None:
             waiting.initialize(*complete_rows.args)
             waiting.initialized = True

@@ -198,9 +198,9 @@ class GaussianMixture(MixtureModule):
         r"""Start from k-means clusters, the tightest of five runs that are themselves started by k-means++.
 
         Every cluster gets one pseudo-row: its weight is :math:`(n_k + 1) / (N + K)`, and its covariance is
-        mixed with the diagonal of the data's covariance, shrunk by :math:`K^{2/D}` (Fraley and Raftery 2007). A
-        feature that does not vary has the variance of the least varying one there.
-        So clusters of one row, or of none, have a usable start too.
+        mixed with the diagonal of the data's covariance, shrunk by :math:`K^{2/D}` (Fraley and Raftery 2007).
+        So clusters of one row, or of none, have a usable start too. A feature that does not vary has the variance
+        of the least varying one there.
 
         Args:
             x: Data, `[N, D]`: a tensor, an array or a data frame.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,10 +13,8 @@ from pyro.infer import (
     JitTraceMeanField_ELBO,
     RenyiELBO,
     ReweightedWakeSleep,
-    TraceEnum_ELBO,
     TraceTailAdaptive_ELBO,
 )
-from pyro.infer.tracetmc_elbo import TraceTMC_ELBO
 from pyro.poutine.runtime import effectful
 from torch import Tensor
 
@@ -26,13 +22,12 @@ from pyro_lvm import randomness
 from pyro_lvm.checks import check_count, check_model, check_seed
 from pyro_lvm.data import Data, check_num_rows, check_weight
 from pyro_lvm.elbo.estimator import Estimator
-from pyro_lvm.elbo.linear import Trace_ELBO
 from pyro_lvm.elbo.particles import Run
 from pyro_lvm.elbo.structure import refuse_tied_rows
-from pyro_lvm.elbo.translate import translate
 from pyro_lvm.modules import awaits_start, unchanged_buffers, unchanged_if_it_fails
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
+from pyro_lvm.svi.resolve import check_elbo, resolve_elbo
 
 
 class Objective:
@@ -142,7 +137,7 @@ class Objective:
         return other
 
     def _take(self, program: Program, weighted: bool) -> None:
-        self.elbo, self.weighted = self._resolve_elbo(program, weighted), weighted
+        self.elbo, self.weighted = resolve_elbo(self.given_elbo, program, weighted), weighted
         if isinstance(self.elbo, Estimator):
             start = {name: v.requires_grad_() for name, v in program.parameters.start().items()}
             self.structure = program.call(
@@ -155,32 +150,6 @@ class Objective:
                 program.sites.row_plate,
             )
         self._program = program
-
-    def _resolve_elbo(self, program: Program, weighted: bool) -> ELBO:
-        elbo = Trace_ELBO() if self.given_elbo is None else self.given_elbo
-        ours = None if program.guide_enumerates and type(elbo) in (Trace_ELBO, TraceEnum_ELBO) else translate(elbo)
-        if program.sites.enumerated and not isinstance(elbo, TraceEnum_ELBO | TraceTMC_ELBO | Estimator):
-            raise ValueError(
-                f"the sites {list(program.sites.enumerated)} are marked for enumeration, which "
-                f"{type(elbo).__name__} does not do: use TraceEnum_ELBO"
-            )
-        if ours is not None:
-            return ours
-        if type(elbo) is Trace_ELBO:  # of ours; a guide that enumerates is Pyro's affair
-            elbo = TraceEnum_ELBO(elbo.num_particles)
-        if weighted and isinstance(elbo, TraceEnum_ELBO):
-            raise ValueError(
-                "sample_weight with a guide that enumerates sites has no estimator: leave the sites to the model"
-            )
-        if weighted and isinstance(elbo, RenyiELBO | ReweightedWakeSleep):
-            raise ValueError(
-                f"{type(elbo).__name__} would take the weights of rows as powers of their density, inside the "
-                "logarithm of an average over particles: use pyro_lvm.elbo.TraceRenyi_ELBO or TraceWakePhi"
-            )
-        elbo = copy.copy(elbo)
-        if math.isinf(elbo.max_plate_nesting):
-            elbo.max_plate_nesting = program.max_plate_nesting + (elbo.vectorize_particles and elbo.num_particles > 1)
-        return elbo
 
     def check_start(self, values: Values, args: tuple[Any, ...]) -> None:
         """Refuse parameters from which a fit could not start.
@@ -294,7 +263,7 @@ class Objective:
                 shape = list(weight.shape) if isinstance(weight, Tensor) else weight
                 raise ValueError(f"sample_weight must have one entry per row, shape [{rows}]; got {shape}")
             if not self.weighted:
-                self.elbo, self.weighted = self._resolve_elbo(program, True), True
+                self.elbo, self.weighted = resolve_elbo(self.given_elbo, program, True), True
 
     def check_minibatches(self, scaled: bool = True) -> None:
         """Refuse minibatches that would fit something else than the user means.
@@ -324,27 +293,17 @@ class Objective:
             ValueError: if the model has no row plate to weight, or the guide couples the rows.
         """
         weight = check_weight(weight, num_rows)
-        if weight is not None and self.program.sites.row_plate is None:
+        if weight is None:
+            return None
+        if self.program.sites.row_plate is None:
             needed = "sample_weight needs a plate that follows the rows, such as pyro.plate('rows', len(x))"
             raise ValueError(needed + self.program.sites.search)
-        if weight is not None:
-            self.program.check_one_row_plate()
-        if weight is not None and self.program.couples_rows:
+        self.program.check_one_row_plate()
+        if self.program.couples_rows:
             raise ValueError("sample_weight needs a guide whose rows are independent: this one draws them jointly")
-        if weight is not None and isinstance(self.elbo, Estimator):
+        if isinstance(self.elbo, Estimator):
             refuse_tied_rows(self.structure)
         return weight
-
-
-def check_elbo(elbo: Any, name: str = "elbo") -> None:
-    """Refuse what is no ELBO.
-
-    Raises:
-        TypeError: that says what was given under this name.
-    """
-    if not isinstance(elbo, ELBO):
-        hint = f"; write {elbo.__name__}()" if isinstance(elbo, type) else ""
-        raise TypeError(f"{name} must be a pyro.infer.ELBO; got {elbo!r}{hint}")
 
 
 def _declaring_a_parameter(fn: Callable) -> Callable:
