@@ -13,12 +13,17 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_lvm import sparse
+
+MOST_ROWS = 20_000  # to find a start by: more make it no better
 _NUMBERS_AT_ONCE = 2**20  # of an array in a file, when it is looked through
 _NUMPY_DTYPES = {torch.float64: np.float64, torch.float32: np.float32, torch.float16: np.float16}
 
 
 def as_tensor(value: Any, where: str = "the data") -> Any:
     """Tensors as they are, arrays, data frames and lists of numbers as tensors, anything else untouched.
+
+    Sparse matrices of SciPy become sparse tensors, :mod:`pyro_lvm.sparse`.
 
     Floating-point arrays become torch's default dtype. Integer and boolean arrays keep their kind: they are counts,
     labels or indices, and an index that became a float could no longer select. A memory map of torch's default dtype,
@@ -29,6 +34,8 @@ def as_tensor(value: Any, where: str = "the data") -> Any:
     """
     if isinstance(value, Tensor) or value is None or np.isscalar(value):
         return value
+    if hasattr(value, "tocsr"):
+        return sparse.from_scipy(value)
     if hasattr(value, "to_numpy"):
         value = _frame_as_array(value)
     if _is_list_of_numbers(value):
@@ -63,6 +70,12 @@ def _frame_as_array(frame: Any) -> Any:
     return array
 
 
+def arguments_of(model: Any, data: Sequence[Any]) -> tuple[Any, ...]:
+    """The data arguments of a model, made by its ``as_data`` of what users have at hand, if it has one."""
+    owner = getattr(model, "__self__", model)
+    return tuple(owner.as_data(*data)) if hasattr(owner, "as_data") else tuple(data)
+
+
 def as_arguments(value: Any) -> tuple[Any, ...]:
     """Positional arguments of a model, given as a tuple or list of them, or as one alone."""
     several = isinstance(value, list | tuple) and not _is_list_of_numbers(value)
@@ -82,6 +95,7 @@ def check_finite(tensor: Any, where: str, missing: bool = False) -> None:
     """
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or not tensor.numel():
         return
+    tensor = tensor.values() if sparse.is_sparse(tensor) else tensor
     bad = torch.isinf if missing else _is_not_finite
     rows = tensor if tensor.dim() else tensor.unsqueeze(0)
     size = max(1, _NUMBERS_AT_ONCE // max(1, rows[:1].numel()))
@@ -165,7 +179,9 @@ class Data:
         def same(a: Any, b: Any) -> bool:
             if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
                 return a is b
-            return a.dtype == b.dtype and torch.equal(a, b)
+            if sparse.is_sparse(a) and sparse.is_sparse(b):
+                return a.shape == b.shape and all(map(torch.equal, sparse.parts(a), sparse.parts(b)))
+            return a.dtype == b.dtype and a.layout == b.layout and torch.equal(a, b)
 
         return len(args) == len(self.args) and all(map(same, args, self.args))
 
@@ -184,6 +200,8 @@ def fingerprint(value: Any) -> str:
         return "[" + ", ".join(map(fingerprint, value)) + "]"
     if hasattr(value, "to_numpy"):
         value = value.to_numpy()
+    if sparse.is_sparse(value):
+        return f"sparse {list(value.shape)} {fingerprint(sparse.parts(value))}"
     if isinstance(value, Tensor):
         content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     elif isinstance(value, np.ndarray):
@@ -201,7 +219,13 @@ def fingerprint(value: Any) -> str:
 
 def rows_of(tensor: Tensor, index: Tensor | slice) -> Tensor:
     """Rows of a tensor, wherever it lies; the index is drawn on the CPU."""
-    return tensor[index.to(tensor.device) if isinstance(index, Tensor) else index]
+    index = index.to(tensor.device) if isinstance(index, Tensor) else index
+    return sparse.take(tensor, index) if sparse.is_sparse(tensor) else tensor[index]
+
+
+def joined_rows(tensors: Sequence[Tensor]) -> Tensor:
+    """The rows of several tensors."""
+    return sparse.concatenate(tensors) if sparse.is_sparse(tensors[0]) else torch.cat(list(tensors))
 
 
 def _row_arguments(rows: Sequence[int], lengths: Sequence[int | None]) -> tuple[bool, ...]:

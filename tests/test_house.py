@@ -19,6 +19,8 @@ ORDER = (
     "checks",
     "randomness",
     "files",
+    "sparse",
+    "newton",
     "interrupts",
     "data",
     "checkpoint",

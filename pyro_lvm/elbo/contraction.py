@@ -32,7 +32,10 @@ def enumerate_model(
     trace = poutine.trace(model).get_trace(*args, **kwargs)
     trace = prune_subsample_sites(trace)
     if _enumerated_sites(trace):
-        trace.compute_log_prob()
+        for site in trace.nodes.values():
+            if site["type"] == "sample":
+                site["unscaled_log_prob"] = unscaled_log_prob(site)
+                site["log_prob"] = masked(site, site["unscaled_log_prob"], site["scale"])
         if replay is not None:
             _tell_of_later_states(trace)
         trace.pack_tensors()

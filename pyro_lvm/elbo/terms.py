@@ -9,6 +9,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from pyro_lvm.elbo.densities import log_prob as log_prob_of
 from pyro_lvm.sites import Site
 
 
@@ -40,7 +41,7 @@ def unscaled_log_prob(site: Site) -> Any:
     if "unscaled_log_prob" in site:
         return site["unscaled_log_prob"]
     try:
-        return site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+        return log_prob_of(site["fn"], site["value"], *site["args"], **site["kwargs"])
     except ValueError as error:
         raise ValueError(f"the log-density of {site['name']!r} failed: {error}") from error
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import RandomSampler
 
 from pyro_lvm.batches import LoaderRows
-from pyro_lvm.data import Data
+from pyro_lvm.data import Data, joined_rows, rows_of
 
 
 class Batch(NamedTuple):
@@ -114,11 +114,11 @@ class AllRows:
             parts.append(self._rows(batch, drawn[(drawn >= first) & (drawn < last)] - first))
             first = last
         args = tuple(
-            torch.cat(column) if has else column[0]
+            joined_rows(column) if has else column[0]
             for column, has in zip(zip(*(part.args for part in parts), strict=True), self.data.has_rows, strict=True)
         )
         return Batch(args, None if self.weight is None else torch.cat([p.weight for p in parts]))  # type: ignore[misc]
 
     def _rows(self, batch: Batch, kept: Tensor) -> Batch:
-        args = tuple(a[kept.to(a.device)] if h else a for a, h in zip(batch.args, self.data.has_rows, strict=True))
+        args = tuple(rows_of(a, kept) if h else a for a, h in zip(batch.args, self.data.has_rows, strict=True))
         return Batch(args, None if batch.weight is None else batch.weight[kept.to(batch.weight.device)])

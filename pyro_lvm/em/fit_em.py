@@ -16,7 +16,7 @@ from pyro_lvm import files, randomness
 from pyro_lvm.batches import LoaderRows, ShuffledRows
 from pyro_lvm.checkpoint import Checkpoint, name_of
 from pyro_lvm.checks import check_callbacks, check_count, check_device, check_model, check_seed
-from pyro_lvm.data import Data, check_weight
+from pyro_lvm.data import MOST_ROWS, Data, arguments_of, check_weight
 from pyro_lvm.em.batch import AllRows
 from pyro_lvm.em.fused import FusedSteps
 from pyro_lvm.em.generic import GenericSteps
@@ -26,7 +26,7 @@ from pyro_lvm.em.options import E_STEPS, check_online, check_rows, check_steps
 from pyro_lvm.em.outcome import outcome_of
 from pyro_lvm.em.program import POINT, EMProgram, complete, own_program
 from pyro_lvm.em.result import EMResult
-from pyro_lvm.em.run import MOST_ROWS, EMState, Run, Theta
+from pyro_lvm.em.run import EMState, Run, Theta
 from pyro_lvm.em.saved import STATE, Saved
 from pyro_lvm.em.starts import other_starts, stacked
 from pyro_lvm.em.variational import VariationalSteps
@@ -140,6 +140,7 @@ def fit_em(
     path = None if checkpoint is None else files.check_writable(checkpoint, "checkpoint")
     loader = LoaderRows(data[0], device) if len(data) == 1 and isinstance(data[0], DataLoader) else None
     check_rows(loader, num_rows, sample_weight, rows)
+    data = data if loader is not None else arguments_of(model, data)
     owner: Any = getattr(model, "__self__", model)
     own = e_step == m_step == "auto" and guide is None and online is None and hasattr(owner, "em_steps")
     if missing and not (own and "missing" in inspect.signature(owner.em_steps).parameters):
@@ -173,8 +174,18 @@ def fit_em(
         else:
             guided = e_step in ("auto", "variational") and online is None
             default = getattr(owner, "guide", None) if guided else None
-            weighted, count = weight is not None, all_rows.num_rows
-            em = EMProgram(model, filled, latents, model_kwargs, plate, example, guide, default, weighted, count)
+            em = EMProgram(
+                model,
+                filled,
+                latents=latents,
+                model_kwargs=model_kwargs,
+                plate=plate,
+                example=example,
+                guide=guide,
+                default_guide=default,
+                weighted=weight is not None,
+                num_rows=all_rows.num_rows,
+            )
             program = em.program
         if batch_size is not None or loader is not None:
             program.check_minibatches()

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.em.sums import weighted_sums
+from pyro_lvm.models._spread import ROUNDING
 from pyro_lvm.sites import Site
-
-_FLOOR = 1e-6
 
 
 class _Feature(NamedTuple):
@@ -35,10 +34,11 @@ class Floors:
     Args:
         count: The number of items.
         row_dim: The dimension of the rows in log-densities; None where there are none.
+        share: What to take instead of a millionth.
     """
 
-    def __init__(self, count: int, row_dim: int | None) -> None:
-        self.count, self.row_dim = count, row_dim
+    def __init__(self, count: int, row_dim: int | None, share: float = 1e-6) -> None:
+        self.count, self.row_dim, self.share = count, row_dim, share
         self._seen: dict[str, _Feature] = {}
         self._values: Tensor | None = None
 
@@ -78,7 +78,7 @@ class Floors:
 
     @property
     def values(self) -> Tensor:
-        """The floor of each item, ``[count]``.
+        """The floor of each item, ``[count]``; 0 where none was seen.
 
         Of an item that is used where nothing varies it is that of all its observations together; where these do not
         vary either, the smallest of all items, or a millionth.
@@ -94,7 +94,10 @@ class Floors:
                 together.index_add_(1, item, about_zero[:, at])
             found = torch.where(torch.isfinite(alone), alone, _variances(*together))
             least = found.min() if torch.isfinite(found).any() else torch.ones((), dtype=torch.float64)
-            self._values = _FLOOR * torch.where(torch.isfinite(found), found, least)
+            met = torch.zeros(self.count, dtype=torch.bool)
+            for _, _, users in self._seen.values():
+                met[users[:, 0]] = True
+            self._values = (self.share * torch.where(torch.isfinite(found), found, least)).where(met, 0.0)
         return self._values
 
     def below(self, variances: Tensor) -> Tensor:
@@ -114,4 +117,4 @@ def _variances(n: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Variances from moments, infinite where there is none beyond rounding."""
     mean, square = first / n, second / n
     variance = square - mean.square()
-    return torch.where(variance > 1e-14 * square, variance, torch.inf)
+    return torch.where(variance > ROUNDING * square, variance, torch.inf)

@@ -8,15 +8,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_lvm.em.newton import dirichlet_concentration
+from pyro_lvm.em.floors import Floors
 from pyro_lvm.em.roles import Items
 from pyro_lvm.em.sums import histograms, weighted_sums
 from pyro_lvm.em.use import Use, base
+from pyro_lvm.newton import dirichlet_concentration
 from pyro_lvm.sites import Site
 
+_NEAR = 1e-3  # of a limit: so near to it a maximum is held by it
 Values = dict[str, Tensor]  # something for each item, by argument
 
 
@@ -25,9 +28,13 @@ class Form(ABC):
 
     Attributes:
         items: The items that may stand for each argument.
+        floored: The items of an argument that the last maximum holds on a boundary, lest a variance vanishes.
+        together: Whether the arguments are found together, so that one is no maximum without the other.
     """
 
     items: dict[str, Items]
+    floored: Values = {}  # noqa: RUF012
+    together = False
 
     @abstractmethod
     def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
@@ -92,15 +99,21 @@ def placed(values: Tensor, index: Tensor, count: int) -> Tensor:
 
 
 class Ratio(Form):
-    """Rates and probabilities: ``a log v - b v`` and ``a log v + (b - a) log(1 - v)`` are largest at a / b."""
+    """Rates and probabilities: ``a log v - b v`` and ``a log v + (b - a) log(1 - v)`` are largest at a / b.
 
-    def __init__(self, argument: str, items: Items) -> None:
+    The rate of an exponential distribution has an upper limit, beyond which its variance would be below the floor.
+    """
+
+    def __init__(self, argument: str, items: Items, row_dim: int | None) -> None:
         self.argument, self.items = argument, {argument: items}
+        self.floors = Floors(items.count, row_dim)
 
     def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
         """a and b, ``[I, 2]``."""
-        _, statistics, weights = observed(use, site, weights)
+        fn, statistics, weights = observed(use, site, weights)
         index = use.index(self.argument)
+        if isinstance(fn, dist.Exponential):
+            self.floors.see(site, index, weights, statistics[1].double())
         full = torch.broadcast_shapes(*(s.shape for s in statistics))
         parts = [weighted_sums(weights, s.expand(full), index.shape) for s in statistics]
         return placed(torch.stack(parts, -1), index, self.items[self.argument].count)
@@ -108,7 +121,21 @@ class Ratio(Form):
     def maximum(self, sums: Tensor, priors: Values, now: Values, free: Values) -> Values:
         """a / b."""
         a, b = (sums + priors.get(self.argument, 0.0)).unbind(-1)
-        return {self.argument: torch.where(free[self.argument] & (b > 0), a.clamp(min=0) / b, now[self.argument])}
+        limit = self.floors.below(now[self.argument] ** -2).rsqrt()
+        moved = free[self.argument] & ((b > 0) | ((a > 0) & limit.isfinite()))
+        found = a.clamp(min=0) / b
+        found = found.clamp(max=1) if self.argument == "probs" else found  # it may exceed that by rounding
+        self.floored = {self.argument: moved & (found >= limit * (1 - _NEAR))}
+        return {self.argument: torch.where(moved, torch.minimum(found, limit), now[self.argument])}
+
+    def state(self) -> dict[str, Any]:
+        """The floors."""
+        return {"floors": self.floors.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Know these floors."""
+        if state:
+            self.floors.restore(state["floors"])
 
 
 class Simplex(Form):

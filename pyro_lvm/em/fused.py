@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_lvm.data import MOST_ROWS
 from pyro_lvm.em.batch import Rows
 from pyro_lvm.em.matching import Axes
-from pyro_lvm.em.run import EMPTY, MOST_ROWS, Empty, Theta
+from pyro_lvm.em.run import EMPTY, Empty, Theta
 from pyro_lvm.models._steps import Steps, Sums
 
 
@@ -22,11 +23,11 @@ class FusedSteps:
         rows: All of them.
     """
 
-    monotone = True
+    settles = True
 
     def __init__(self, steps: Steps, theta: Theta, rows: Rows) -> None:
         self.steps, self.rows = steps, rows
-        self.objective_name = steps.objective_name
+        self.objective_name, self.monotone = steps.objective_name, steps.monotone
         self.rules = dict.fromkeys(theta, "the model's own M-step")
 
     def remarks(self, theta: Theta) -> dict[str, str]:
@@ -62,7 +63,7 @@ class FusedSteps:
 
     def axes(self, theta: Theta) -> Axes:
         """The dimensions of parameters that count components."""
-        return {name: (axis,) for name, axis in self.steps.component_axes(theta).items()}
+        return self.steps.component_axes(theta)
 
     def state(self) -> dict[str, Any]:
         """Nothing: the steps learn nothing on the way."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_lvm.data import MOST_ROWS
 from pyro_lvm.em.assignment import Components, components_of, features, near_a_poorly_explained_row
 from pyro_lvm.em.batch import AllRows, Batch, Rows
 from pyro_lvm.em.e_step import Expectation, drawn, expect
@@ -16,7 +17,7 @@ from pyro_lvm.em.m_step import Expected, MStep, Objective, Sums, collect
 from pyro_lvm.em.matching import Axes, num_states, permuted, state_axes
 from pyro_lvm.em.plan import LEAST_SQUARES, Plan
 from pyro_lvm.em.program import EMProgram
-from pyro_lvm.em.run import EMPTY, MOST_ROWS, ROUNDING, Empty, Theta
+from pyro_lvm.em.run import EMPTY, ROUNDING, Empty, Theta
 from pyro_lvm.params import is_real
 
 _DRAWS = 10  # of the states of each row, in Monte Carlo EM
@@ -92,6 +93,11 @@ class GenericSteps:
     def monotone(self) -> bool:
         """Whether the objective never falls."""
         return self.kind != "monte_carlo"
+
+    @property
+    def settles(self) -> bool:
+        """Whether it comes to rest."""
+        return self.monotone
 
     @property
     def objective_name(self) -> str:
@@ -206,7 +212,7 @@ class GenericSteps:
         """Leave parameters to a search if Q still rises at what should be its maximum, and not on a boundary."""
         constraints = self.program.program.parameters.constraints
         inside = [name for name in names if is_real(constraints[name]) or not (new[name] == 0).any()]
-        asked = [name for name in inside if not self.plan.is_floored(name, new[name])]
+        asked = [name for name in inside if not self.plan.is_floored(name)]
         for name, slope in self.m_step.slopes(asked, new, expected).items() if asked else ():
             if not slope.abs().max() <= _FLAT[slope.dtype] * total:
                 self.plan.give_up(name, "its closed form is no maximum of Q")

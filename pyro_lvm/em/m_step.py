@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -88,21 +89,40 @@ class MStep:
             now = {argument: self._as_arguments(key, argument, theta) for argument in form.items}
             free = {a: items.of(names & self.plan.users(key, a)) for a, items in form.items.items()}
             maximum = form.maximum(part, self.plan.priors.get(key, {}), now, free)
-            for argument, values in maximum.items():
-                items = form.items[argument]
-                for name, value in items.split(values, theta).items():
-                    if name in names & self.plan.users(key, argument):
-                        found = self.plan.links[name].inverse(value).to(theta[name])
-                        fits = self._constraints[name].check(found)
-                        if self.patient:
-                            new[name] = torch.where(fits, found, theta[name]) if fits.shape == found.shape else found
-                        elif not torch.isfinite(found).all():
-                            self.plan.give_up(name, f"its maximum is no {self.plan.links[name].name} of any number")
-                        elif not fits.all():
-                            self.plan.give_up(name, "its maximum is outside its constraint")
-                        else:
-                            new[name] = found
+            found = {
+                name: self._of_argument(name, value, theta[name].dtype)
+                for argument, values in maximum.items()
+                for name, value in form.items[argument].split(values, theta).items()
+                if name in names & self.plan.users(key, argument)
+            }
+            new |= self._allowed(found, theta, form.together)
         return new
+
+    def _of_argument(self, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """The parameter for an argument; a number next to zero, where it may not be zero."""
+        link, check = self.plan.links[name], self._constraints[name].check
+        found = link.inverse(value).to(dtype)
+        if (value >= 0).all() and not (found.isfinite().all() and check(found).all()):
+            found = link.inverse(value.clamp(min=torch.finfo(dtype).tiny)).to(dtype)
+        return found.clamp(max=-math.log(torch.finfo(dtype).tiny)) if link.name == "sigmoid" else found
+
+    def _allowed(self, found: Theta, theta: Theta, together: bool) -> Theta:
+        """Maxima that constraints allow. Others stay where they are if there is patience, and are given up else."""
+        fits = {name: self._constraints[name].check(value) for name, value in found.items()}
+        if self.patient:
+            if together:
+                alike = len({fit.shape for fit in fits.values()}) == 1
+                both = torch.stack([fit if alike else fit.all() for fit in fits.values()]).all(0)
+                fits = {name: both.expand(value.shape) for name, value in found.items()}
+            whole = [name for name, fit in fits.items() if fit.shape != found[name].shape]
+            return {n: v if n in whole else torch.where(fits[n], v, theta[n]) for n, v in found.items()}
+        for name, value in found.items():
+            if not torch.isfinite(value).all():
+                self.plan.give_up(name, f"its maximum is no {self.plan.links[name].name} of any number")
+            elif not fits[name].all():
+                self.plan.give_up(name, "its maximum is outside its constraint")
+        closed = set(self.plan.closed)
+        return {name: value for name, value in found.items() if name in closed}
 
     def _as_arguments(self, key: str, argument: str, theta: Theta) -> Tensor:
         """All items as distributions take them; those of parameters that are no such argument are not looked at."""

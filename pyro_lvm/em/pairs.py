@@ -10,13 +10,18 @@ from torch import Tensor
 
 from pyro_lvm.em.floors import Floors
 from pyro_lvm.em.forms import Form, Values, observed, placed
-from pyro_lvm.em.newton import dirichlet_concentration, gamma_concentration, negative_binomial_count
 from pyro_lvm.em.roles import Items
 from pyro_lvm.em.sums import histograms, scatters, weighted_sums
 from pyro_lvm.em.use import Use
+from pyro_lvm.newton import dirichlet_concentration, gamma_concentration, negative_binomial_count
 from pyro_lvm.sites import Site
 
 _CROSSED_ITERATIONS = 500
+_NEAR = 1e-3  # of a floor: so near to it a maximum is held by it
+_BISECTIONS = 60
+# Where single precision does not suffice for the logarithms of gamma functions:
+_SHARE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of a feature's variance that a gamma or beta must have
+_LARGEST_COUNT = {torch.float64: 1e6, torch.float32: 300.0}  # of a negative binomial, which is nearly a Poisson there
 
 
 class Pairs:
@@ -125,7 +130,9 @@ class Normal(Paired):
             off = torch.where(of_loc < 0, 0.0, moved[of_loc.clamp(min=0)])
             squares = placed(second - 2 * off * first + off.square() * n, of_scale, count) + variance_prior[:, 1]
             weight = placed(n, of_scale, count) + variance_prior[:, 0]
-            variances = torch.maximum(squares / weight, self.floors.below(scales.square()))
+            least = self.floors.below(scales.square())
+            variances = torch.maximum(squares / weight, least)
+            self.floored = {"scale": squares / weight <= least * (1 + _NEAR)}
             scales = torch.where(free["scale"] & (weight > 0), variances.sqrt(), scales)
             if all(torch.allclose(a, b, rtol=1e-13, atol=0) for a, b in zip(before, (moved, scales), strict=True)):
                 break
@@ -206,28 +213,35 @@ class MultivariateNormal(Paired):
         scatter = placed(about, of_covariance, len(covariances))
         weight = placed(n, of_covariance, len(covariances)).unsqueeze(-1)
         least = self.floors.below(torch.linalg.eigvalsh(covariances)[:, 0])
-        found = _floored(scatter / weight.clamp(min=torch.finfo(weight.dtype).tiny), least)
+        found, low = _floored(scatter / weight.clamp(min=torch.finfo(weight.dtype).tiny), least)
+        self.floored = {"covariance": low}
         seen = free["covariance"][:, None, None] & (weight > 0)
         return {"loc": self.centre + moved, "covariance": torch.where(seen, found, covariances)}
 
 
-def _floored(matrices: Tensor, floors: Tensor) -> Tensor:
-    """Covariances with the largest likelihood among those with no eigenvalue below their floor."""
+def _floored(matrices: Tensor, floors: Tensor) -> tuple[Tensor, Tensor]:
+    """Covariances with the largest likelihood among those with no eigenvalue below their floor, and which are there."""
     matrices = (matrices + matrices.mT) / 2
     values, vectors = torch.linalg.eigh(matrices)
-    low = (values < floors.unsqueeze(-1)).any(-1)[:, None, None]
+    low = (values < floors.unsqueeze(-1)).any(-1)
     lifted = torch.maximum(values, floors.unsqueeze(-1)).unsqueeze(-2)
-    return torch.where(low, (vectors * lifted) @ vectors.mT, matrices)
+    near = (values <= floors.unsqueeze(-1) * (1 + _NEAR)).any(-1)
+    return torch.where(low[:, None, None], (vectors * lifted) @ vectors.mT, matrices), near
 
 
 class Matched(Paired):
     """Families whose two arguments come in pairs: gamma, beta and negative binomial distributions.
 
-    An item of several pairs is entangled with its partners.
+    An item of several pairs is entangled with its partners. No variance of a gamma or beta distribution falls below the
+    floor. The total count of a negative binomial has a largest value, where it is as good as a Poisson.
     """
 
-    def __init__(self, form: str, arguments: list[str], items: Items) -> None:
+    together = True
+    floors: Floors
+
+    def __init__(self, form: str, arguments: list[str], items: Items, row_dim: int | None, dtype: torch.dtype) -> None:
         self.form, self.items, self.pairs = form, dict.fromkeys(arguments, items), Pairs()
+        self.floors, self.largest_count = Floors(items.count, row_dim, _SHARE[dtype]), _LARGEST_COUNT[dtype]
 
     @property
     def entangled(self) -> set[str]:
@@ -239,6 +253,9 @@ class Matched(Paired):
         """Of the statistics of the family, or how often each count was observed, ``[P, M]``."""
         _, statistics, weights = observed(use, site, weights)
         rows = self.pairs.rows(*map(use.index, self.items))
+        if self.form != "negative_binomial":
+            x = statistics[1] if self.form == "gamma" else statistics[1].exp()
+            self.floors.see(site, use.index(next(iter(self.items))), weights, x.double())
         if self.form == "negative_binomial":
             (x,) = statistics
             found = histograms(weights, x.long(), rows.shape, int(x.max()) + 1)
@@ -257,14 +274,42 @@ class Matched(Paired):
         moved = free[name][of_first] & free[other][of_second] & (weight > 0)
         of_first, of_second, found = of_first[moved], of_second[moved], sums[moved]
         if self.form == "negative_binomial":
-            count = negative_binomial_count(found)
+            count = negative_binomial_count(found, self.largest_count)
             mean = (found @ torch.arange(found.shape[-1], dtype=found.dtype)) / found.sum(-1)
-            new = count, mean / (mean + count)
+            new, held = (count, mean / (mean + count)), count >= self.largest_count * (1 - _NEAR)
         elif self.form == "gamma":
             n, x, log_x = found.unbind(-1)
-            concentration = gamma_concentration(x / n, log_x / n)
-            new = concentration, concentration * n / x
+            mean = x / n
+            old = first[of_first] / second[of_second].square()
+            limit = mean.square() / torch.minimum(self.floors.values[of_first], old)
+            concentration = torch.minimum(gamma_concentration(mean, log_x / n), limit)
+            held = concentration >= limit * (1 - _NEAR)
+            new = concentration, concentration / mean
         else:
             start = torch.stack([first[of_first], second[of_second]], -1)
-            new = dirichlet_concentration(start, found[:, 1:] / found[:, :1]).unbind(-1)  # type: ignore[assignment]
+            end = dirichlet_concentration(start, found[:, 1:] / found[:, :1])
+            end, held = _towards(start, end, self.floors.values[of_first])
+            new = end.unbind(-1)  # type: ignore[assignment]
+        mask = torch.zeros(len(first), dtype=torch.bool)
+        self.floored = {name: mask.index_put((of_first,), held), other: mask.index_put((of_second,), held)}
         return {name: first.index_put((of_first,), new[0]), other: second.index_put((of_second,), new[1])}
+
+
+def _towards(start: Tensor, end: Tensor, floors: Tensor) -> tuple[Tensor, Tensor]:
+    """From concentrations of beta distributions as far to others as variances allow, and which are not reached.
+
+    The log-likelihood is concave in the concentrations, so that it rises along the way to its maximum.
+    """
+    least = torch.minimum(floors, _beta_variance(start))
+    held = _beta_variance(end) < least
+    low, high = torch.zeros_like(floors), torch.ones_like(floors)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        there = _beta_variance(start + middle.unsqueeze(-1) * (end - start)) >= least
+        low, high = torch.where(there, middle, low), torch.where(there, high, middle)
+    return torch.where(held.unsqueeze(-1), start + low.unsqueeze(-1) * (end - start), end), held
+
+
+def _beta_variance(concentrations: Tensor) -> Tensor:
+    total = concentrations.sum(-1)
+    return concentrations.prod(-1) / (total.square() * (total + 1))

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pyro_lvm.em.batch import Batch
 from pyro_lvm.em.forms import Dirichlet, Form, Ratio, Simplex, Values
@@ -92,8 +91,12 @@ class Plan:
         return [name for name, own in self.rules.items() if own.startswith(rule)]
 
     def give_up(self, name: str, reason: str) -> None:
-        """Let a numerical search find a parameter."""
+        """Let a numerical search find a parameter, and those with which it would be found together."""
         self.rules[name] = f"{NUMERIC}, for {reason}"
+        for use in self._last[1].values():
+            if use.family is not None and use.family.form in _MATCHED_FORMS and name in use.params:
+                for other in use.params & set(self.closed):
+                    self.give_up(other, "the other parameter of its family is not free")
 
     def uses(self, batch: Batch) -> dict[str, Use]:
         """What each site does with the parameters on these rows."""
@@ -153,19 +156,15 @@ class Plan:
         """The parameters that stand for an argument of a form."""
         return {name for name, used in self._arguments.items() if used == (key.split()[0], argument)}
 
-    def is_floored(self, name: str, value: Tensor) -> bool:
-        """Whether a scale or covariance is as small as it may be, where Q may still rise."""
+    def is_floored(self, name: str) -> bool:
+        """Whether the last maximum is held on a boundary, where Q may still rise."""
         form, argument = self._arguments.get(name, ("", ""))
-        if argument not in ("scale", "covariance"):
-            return False
-        spread = self.links[name].call(value.double())
-        least = torch.linalg.eigvalsh(spread)[..., 0] if argument == "covariance" else spread.square()
-        for key, rule in self.forms.items():
-            if key.split()[0] == form and name in rule.items[argument].names:
-                floors = rule.floors.values[rule.items[argument].of([name])]  # type: ignore[attr-defined]
-                if (least.flatten() <= floors * (1 + 1e-3)).any():
-                    return True
-        return False
+        held = [
+            rule.floored[argument][rule.items[argument].of([name])]
+            for key, rule in self.forms.items()
+            if key.split()[0] == form and argument in rule.floored
+        ]
+        return any(mask.any() for mask in held)
 
     def _needs_all_rows(self, use: Use) -> bool:
         """Whether some rows do not tell what others do with the parameters, as is so where arguments are computed."""
@@ -221,11 +220,11 @@ class Plan:
         row_plate = self.program.program.sites.row_plate
         row_dim = None if row_plate is None else row_plate.dim
         if name in ("rate", "probability"):
-            return Ratio(arguments[0], numbers)
+            return Ratio(arguments[0], numbers, row_dim)
         if name == "normal":
             return Normal(numbers, numbers.values(self.theta), row_dim)
         if name in _MATCHED_FORMS:
-            return Matched(name, arguments, numbers)
+            return Matched(name, arguments, numbers, row_dim, next(iter(self.theta.values())).dtype)
         assert vectors is not None
         if name == "multivariate_normal":
             return MultivariateNormal(vectors, Items(self.theta, 2, size * 2), vectors.values(self.theta), row_dim)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_lvm import files, randomness
-from pyro_lvm.data import Data
+from pyro_lvm.data import Data, arguments_of
 from pyro_lvm.em.program import POINT, EMProgram, complete, own_program
 from pyro_lvm.em.run import Refilled
 from pyro_lvm.params import Values
@@ -122,11 +122,19 @@ def load(
     if guide is not None and not state["guided"]:
         raise ValueError(f"{str(path)!r} holds a fit by EM without a guide: pass None")
     with randomness.seeded(state["seed"]):
-        held = complete(Data(data, rows, missing=state["missing"]), rows)
+        held = complete(Data(arguments_of(model, data), rows, missing=state["missing"]), rows)
         if state["own_steps"]:
             program = own_program(model, held, model_kwargs, plate)
         else:
             default = getattr(getattr(model, "__self__", model), "guide", None) if state["guided"] else None
-            program = EMProgram(model, held, state["asked"], model_kwargs, plate, None, guide, default).program
+            program = EMProgram(
+                model,
+                held,
+                latents=state["asked"],
+                model_kwargs=model_kwargs,
+                plate=plate,
+                guide=guide,
+                default_guide=default,
+            ).program
     state["refilled"] = [Refilled(*event) for event in state["refilled"]]
     return EMResult(program, restored(program, state, path), **{name: state[name] for name in names})

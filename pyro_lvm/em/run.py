@@ -16,7 +16,6 @@ Theta = dict[str, Tensor]  # constrained values of parameters, by name
 
 ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-10}  # of the size of the objective
 EMPTY = 1e-3  # the rows that a component must have
-MOST_ROWS = 20_000  # to find a start by: more make it no better
 _MOST_REFILLS = 10  # iterations that may fill empty components again, lest a run goes on for ever
 
 
@@ -62,10 +61,18 @@ class EMState:
 
 
 class Steps(Protocol):
-    """An E-step with sums over all rows, and an M-step."""
+    """An E-step with sums over all rows, and an M-step.
+
+    Attributes:
+        objective_name: What is maximised.
+        monotone: Whether the objective never falls, so that it is an error if it does.
+        settles: Whether it comes to rest, so that a small gain is the end.
+        rules: How each parameter is found.
+    """
 
     objective_name: str
     monotone: bool
+    settles: bool
     rules: dict[str, str]
 
     def sweep(self, theta: Theta) -> tuple[Tensor, Any]:
@@ -97,11 +104,12 @@ class NotMonotoneError(RuntimeError):
         iteration: After which it fell, counted from 1.
     """
 
-    def __init__(self, iteration: int, before: float, after: float) -> None:
+    def __init__(self, iteration: int, before: float, after: float, dtype: torch.dtype) -> None:
         self.iteration = iteration
+        digits = "" if dtype is torch.float64 else f" If not, {dtype} may have too few digits for it: use torch.float64"
         super().__init__(
             f"iteration {iteration} of EM lowered the objective from {before:.6f} to {after:.6f} nats: does the model "
-            "draw random numbers, or hold anything that changes from run to run?"
+            f"draw random numbers, or hold anything that changes from run to run?{digits}"
         )
 
 
@@ -171,7 +179,7 @@ class Run:
             gain = value - self._values[-1]
             self.theta = theta
             self._values.append(value.double())
-            self.converged = (gain < self.tol * self.num_rows) & (self.steps.monotone and not empty)
+            self.converged = (gain < self.tol * self.num_rows) & (self.steps.settles and not empty)
             bar.update()
             bar.set_postfix_str(f"{self.steps.objective_name} {float(value.max()):.6g}")
             self.finished = self._is_stopped() or bool(self.converged.all()) or len(self._values) > self.max_iter
@@ -204,7 +212,7 @@ class Run:
             return
         fell = ~(value >= before - allowed)
         if fell.any():
-            raise NotMonotoneError(len(self._values), float(before[fell][0]), float(value[fell][0]))
+            raise NotMonotoneError(len(self._values), float(before[fell][0]), float(value[fell][0]), dtype)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must carry."""

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch.distributions import transform_to
 
-from pyro_lvm.data import Data
+from pyro_lvm.data import MOST_ROWS, Data
 from pyro_lvm.em.assignment import features
 from pyro_lvm.em.fused import FusedSteps
 from pyro_lvm.em.generic import GenericSteps
-from pyro_lvm.em.run import MOST_ROWS, Theta
+from pyro_lvm.em.run import Theta
 from pyro_lvm.em.variational import VariationalSteps
 from pyro_lvm.models._mixture_base import clusters
 from pyro_lvm.params import is_simplex

@@ -64,7 +64,7 @@ class VariationalSteps:
         sums_out = any(site["infer"].get("enumerate") for site in drawn)
         noisy = [s for s in drawn if not is_delta(s) and not s["infer"].get("enumerate")]
         self.num_draws = _DRAWS if noisy else 1
-        self.monotone = all(site["fn"].has_rsample for site in noisy)
+        self.monotone = self.settles = all(site["fn"].has_rsample for site in noisy)
         self.objective = em.objective.with_elbo(Trace_ELBO(self.num_draws))
         self._of_guide = self._parameters_of_the_guide(theta)
         # Where latents of the model are summed out, the ELBO is no Q: their posterior moves with the parameters.

@@ -3,6 +3,8 @@
 from pyro_lvm.models.bayesian_gaussian_mixture import BayesianGaussianMixture
 from pyro_lvm.models.factor_analysis import FactorAnalysis
 from pyro_lvm.models.gaussian_mixture import GaussianMixture
+from pyro_lvm.models.hmm import HMM
+from pyro_lvm.models.lda import LDA
 from pyro_lvm.models.logistic_regression import BayesianLogisticRegression
 from pyro_lvm.models.mixture import Mixture
 from pyro_lvm.models.ppca import PPCA
@@ -10,6 +12,8 @@ from pyro_lvm.models.rotation import varimax
 from pyro_lvm.models.vae import VAE
 
 __all__ = [
+    "HMM",
+    "LDA",
     "PPCA",
     "VAE",
     "BayesianGaussianMixture",

@@ -12,9 +12,9 @@ from scipy.cluster.vq import kmeans2, vq
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_lvm.data import MOST_ROWS
 from pyro_lvm.models._base import AssignableModule
 
-_MOST_ROWS = 20_000  # to find clusters by: more make the start of a fit no better
 _NUM_KMEANS = 5  # a single run splits the wrong cluster of iris about one time in ten
 _RNG = "rng" if "rng" in inspect.signature(kmeans2).parameters else "seed"  # SciPy renamed it in 1.15
 
@@ -36,7 +36,7 @@ def clusters(data: NDArray, num_clusters: int, seed: int = 0) -> NDArray:
         D. Arthur and S. Vassilvitskii, "k-means++: the advantages of careful seeding" (2007).
     """
     rng = np.random.default_rng(seed)
-    part = data if len(data) <= _MOST_ROWS else data[np.sort(rng.choice(len(data), _MOST_ROWS, replace=False))]
+    part = data if len(data) <= MOST_ROWS else data[np.sort(rng.choice(len(data), MOST_ROWS, replace=False))]
     part = part.astype(np.float64, copy=False)
     # k-means++ cannot choose K centres among fewer distinct rows
     method = "++" if len(np.unique(part, axis=0)) >= num_clusters else "points"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-_ROUNDING = 1e-14  # of the square of the mean: a variance that a constant may seem to have
+ROUNDING = 1e-14  # of the square of the mean: a variance that a constant may seem to have
 
 
 def variances(x: Tensor) -> Tensor:
@@ -17,6 +17,6 @@ def variances(x: Tensor) -> Tensor:
         there = column[~column.isnan()].double()
         if len(there):
             mean, variance = there.mean(), there.var(correction=0)
-            found[d] = torch.where(variance > _ROUNDING * mean.square(), variance, 0.0)
+            found[d] = torch.where(variance > ROUNDING * mean.square(), variance, 0.0)
     least = found[found > 0].min() if found.any() else torch.ones((), dtype=torch.float64, device=x.device)
     return torch.where(found > 0, found, least)

@@ -17,6 +17,8 @@ class Steps(ABC):
 
     objective_name = "log-likelihood"
     takes_restarts = False  # several at once, in a leading dimension of all parameters
+    monotone = True  # whether the objective never falls
+    sums_last = False  # whether sums mean the same at other parameters, so that online EM may carry them on
 
     @abstractmethod
     def expect(self, params: Params, args: tuple[Any, ...], weight: Tensor | None) -> Sums:
@@ -52,8 +54,8 @@ class Steps(ABC):
         """
         raise NotImplementedError
 
-    def component_axes(self, params: Params) -> dict[str, int]:
-        """The dimension of each parameter of one run that counts components, where there is one."""
+    def component_axes(self, params: Params) -> dict[str, tuple[int, ...]]:
+        """The dimensions of each parameter of one run that count components, where there are some."""
         return {}
 
     def remarks(self, params: Params) -> dict[str, str]:

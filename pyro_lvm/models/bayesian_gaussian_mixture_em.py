@@ -94,9 +94,9 @@ class BayesianGaussianMixtureSteps(Steps):
         }
         return {name: value.to(params[name]) for name, value in new.items()}
 
-    def component_axes(self, params: Params) -> dict[str, int]:
+    def component_axes(self, params: Params) -> dict[str, tuple[int, ...]]:
         """See `Steps.component_axes`."""
-        return dict.fromkeys(params, 0)
+        return dict.fromkeys(params, (0,))
 
     def outside(self, params: Params) -> Tensor:
         """The negative Kullback-Leibler divergence of the posterior from the prior."""

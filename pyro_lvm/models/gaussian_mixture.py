@@ -13,6 +13,7 @@ from pyro_lvm.checks import check_choice, check_count
 from pyro_lvm.data import as_tensor
 from pyro_lvm.models._base import check_rows
 from pyro_lvm.models._gaussian_posterior import impute, observed_log_prob
+from pyro_lvm.models._gaussian_start import cluster_moments
 from pyro_lvm.models._mixture_base import MixtureModule, clusters
 from pyro_lvm.models._spread import variances
 from pyro_lvm.models.gaussian_mixture_em import GaussianMixtureSteps
@@ -221,7 +222,7 @@ class GaussianMixture(MixtureModule):
         """
         x = check_rows("x", as_tensor(x), self.num_features, self.locs.dtype)
         data = x.detach().cpu().numpy()
-        (N, D), K = data.shape, self.num_components
+        N, K = len(data), self.num_components
         if N < K:
             raise ValueError(f"x: expected at least as many rows as components, {K}, got {N}")
         if not np.isfinite(data).all():
@@ -229,24 +230,8 @@ class GaussianMixture(MixtureModule):
             raise ValueError(f"x: expected finite values, row {row} has others")
 
         labels = clusters(data, K, seed)
-        counts = np.bincount(labels, minlength=K)
-        locs, scatters = np.empty((K, D)), np.empty((K, D, D))
-        for k in range(K):
-            rows = data[labels == k].astype(np.float64)
-            locs[k] = rows.mean(0) if counts[k] else data.mean(0, dtype=np.float64)
-            scatters[k] = (rows - locs[k]).T @ (rows - locs[k])
-
-        pseudo = np.diag(variances(x).cpu().numpy()) / K ** (2 / D)
-        if self.covariance == "tied":
-            covariances = (scatters.sum(0) + pseudo) / (N + 1)
-        else:
-            covariances = (scatters + pseudo) / (counts + 1)[:, None, None]
-        if self.covariance in ("diag", "spherical"):
-            covariances = np.diagonal(covariances, axis1=-2, axis2=-1)
-        if self.covariance == "spherical":
-            covariances = covariances.mean(-1)
-
-        self.weights = (counts + 1) / (N + K)
+        locs, covariances = cluster_moments(x, labels, K, self.covariance)
+        self.weights = torch.as_tensor((np.bincount(labels, minlength=K) + 1) / (N + K))
         self.locs = torch.as_tensor(locs)
-        self.covariances = covariances.copy()
+        self.covariances = torch.as_tensor(covariances)
         return self

@@ -135,9 +135,9 @@ class GaussianMixtureSteps(Steps):
         found = {"weights": weights, "locs": locs, "scale_tril" if scale.dim() == 4 else "scale": scale}
         return {name: value.reshape(params[name].shape).to(params[name].dtype) for name, value in found.items()}
 
-    def component_axes(self, params: Params) -> dict[str, int]:
+    def component_axes(self, params: Params) -> dict[str, tuple[int, ...]]:
         """See `Steps.component_axes`."""
-        return {name: 0 for name in params if name != "scale_tril" or kind_of(params) == "full"}
+        return {name: (0,) for name in params if name != "scale_tril" or kind_of(params) == "full"}
 
 
 def _average(weights: Tensor, scale: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Mixtures of other families than the Gaussian, and of several at once."""
+"""Mixtures of any family, and of several at once."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,30 +8,22 @@ import pyro.distributions as dist
 import torch
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
-from torch.distributions import constraints, transform_to
+from torch.distributions import constraints
 
-from pyro_lvm.checks import check_choice, check_count
+from pyro_lvm.checks import check_count
 from pyro_lvm.data import as_tensor
 from pyro_lvm.models._base import check_rows
+from pyro_lvm.models._family_module import FamilyModule
+from pyro_lvm.models._gaussian_rows import Gaussian
 from pyro_lvm.models._mixture_base import MixtureModule, clusters
-from pyro_lvm.models._mixture_families import (
-    FAMILIES,
-    Bernoulli,
-    Categorical,
-    Exponential,
-    Family,
-    Gamma,
-    Multinomial,
-    Params,
-    Poisson,
-)
+from pyro_lvm.models._row_families import Bernoulli, Categorical, Exponential, Family, Gamma, Multinomial, Poisson
 
-__all__ = ["Bernoulli", "Categorical", "Exponential", "Gamma", "Mixture", "Multinomial", "Poisson"]
+__all__ = ["Bernoulli", "Categorical", "Exponential", "Gamma", "Gaussian", "Mixture", "Multinomial", "Poisson"]
 
 _TAKEN = ("z", "rows", "weights")
 
 
-class Mixture(MixtureModule):
+class Mixture(MixtureModule, FamilyModule):
     r"""A mixture of :math:`K` components of any family, independent columns given the component.
 
     .. math::
@@ -42,9 +34,11 @@ class Mixture(MixtureModule):
     The component :math:`z_i` is marked for enumeration, so that a fit sums it out and needs no guide. Mixtures of
     Bernoulli and of categorical columns are known as latent class analysis.
 
-    ================================================ ========================= ======================================
+    ================================================ ========================= ========================================
     `family`                                         entries of `x`            parameters
-    ================================================ ========================= ======================================
+    ================================================ ========================= ========================================
+    `"gaussian"`, `Gaussian(D)`                      real                      `locs` `[K, D]`, `scale_tril` `[K, D, D]`
+    `"gaussian"`, `Gaussian(D, "diag")`              real                      `locs` `[K, D]`, `scale` `[K, D]`
     `"poisson"`, `Poisson(D)`                        counts                    `rate` `[K, D]`
     `"multinomial"`, `Multinomial(D)`                counts that share a total `probs` `[K, D]`
     `"bernoulli"`, `Bernoulli(D)`                    0 or 1                    `probs` `[K, D]`
@@ -52,7 +46,7 @@ class Mixture(MixtureModule):
     `"categorical"`, `Categorical([C_0, C_1, ...])`  0 to C_j - 1 in column j  `probs_j` `[K, C_j]`
     `"exponential"`, `Exponential(D)`                non-negative              `rate` `[K, D]`
     `"gamma"`, `Gamma(D)`                            positive                  `concentration`, `rate` `[K, D]`
-    ================================================ ========================= ======================================
+    ================================================ ========================= ========================================
 
     A dictionary of families makes a product of them, with a data argument for each: `Mixture(3, {"visits": Poisson(2),
     "answers": Categorical([3, 4])})` is called with `[N, 2]` counts and `[N, 2]` answers, which share their component.
@@ -94,20 +88,8 @@ class Mixture(MixtureModule):
     def __init__(self, num_components: int, family: str | Family | Mapping[str, Family], **sizes: Any) -> None:
         super().__init__()
         self.num_components = K = check_count("num_components", num_components)
-        if isinstance(family, str):
-            family = FAMILIES[check_choice("family", family, tuple(FAMILIES))](**sizes)
-        elif sizes:
-            raise TypeError(f"{', '.join(sizes)}: expected only where family is a name, got {family!r}")
-        self.families = _checked_parts(family) if isinstance(family, Mapping) else {"x": _checked_family(family)}
         self._add_param("weights", torch.full((K,), 1 / K), constraints.simplex)
-        self._attributes: dict[str, dict[str, str]] = {}  # of each part, by the family's own names of the parameters
-        for part, member in self.families.items():
-            prefix = f"{part}_" if isinstance(family, Mapping) else ""
-            self._attributes[part] = {name: prefix + name for name in member.shapes()}
-            transform = transform_to(member.constraint)
-            for name, shape in member.shapes().items():
-                value = transform(torch.randn(transform.inverse_shape((K, *shape))))
-                self._add_param(self._attributes[part][name], value, member.constraint)
+        self._add_families(K, family, sizes, _TAKEN)
 
     def forward(self, *data: Tensor) -> None:
         """The model.
@@ -165,14 +147,7 @@ class Mixture(MixtureModule):
 
     def _log_densities(self, *data: Any) -> Tensor:
         rows = self._rows(map(as_tensor, data))
-        return sum(
-            distribution.log_prob(value)
-            for part, x in rows.items()
-            for _, distribution, value in self.families[part].observe(self._params(part), x.unsqueeze(-2))
-        )
-
-    def _params(self, part: str) -> Params:
-        return {name: getattr(self, attribute) for name, attribute in self._attributes[part].items()}
+        return sum(self.families[part].log_prob(self._params(part), x) for part, x in rows.items())  # type: ignore[return-value]
 
     def _rows(self, data: Iterable[Any], check_values: bool = True) -> dict[str, Tensor]:
         """The data arguments by name, in the dtype of the parameters, or an error that says what is wrong with them."""
@@ -187,27 +162,6 @@ class Mixture(MixtureModule):
             raise ValueError(
                 f"{names}: expected equally many rows, got {', '.join(str(len(x)) for x in rows.values())}"
             )
-        for part, x in rows.items() if check_values else ():
-            invalid = ~self.families[part].valid(x)
-            if invalid.any():
-                row, column = invalid.nonzero()[0].tolist()
-                raise ValueError(
-                    f"{part}: expected {self.families[part].words(column)}, got {x[row, column].item():g} "
-                    f"in row {row}, column {column}"
-                )
+        if check_values:
+            self._check_entries(rows)
         return rows
-
-
-def _checked_family(family: Any) -> Family:
-    if not isinstance(family, Family):
-        raise TypeError(f"family: expected a family such as Poisson(2), the name of one or a dict, got {family!r}")
-    return family
-
-
-def _checked_parts(families: Mapping[str, Any]) -> dict[str, Family]:
-    if not families:
-        raise ValueError("family: expected at least one family in the dict")
-    for part in families:
-        if not isinstance(part, str) or not part.isidentifier() or part in _TAKEN:
-            raise ValueError(f"family: expected names such as 'visits', other than {', '.join(_TAKEN)}, got {part!r}")
-    return {part: _checked_family(family) for part, family in families.items()}

@@ -17,7 +17,7 @@ from pyro_lvm import files, randomness
 from pyro_lvm.batches import Batches, LoaderRows, ShuffledRows, WholeData
 from pyro_lvm.checkpoint import Checkpoint, name_of
 from pyro_lvm.checks import check_callbacks, check_count, check_device, check_seed
-from pyro_lvm.data import Data, as_arguments, check_num_rows
+from pyro_lvm.data import Data, arguments_of, as_arguments, check_num_rows
 from pyro_lvm.modules import move, unchanged_if_it_fails
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
@@ -123,7 +123,7 @@ def fit(
     on_device = nullcontext() if device is None else torch.device(device)
     with randomness.one_at_a_time, randomness.seeded(seed, generators), on_device, unchanged_if_it_fails(model, guide):
         if loader is None:
-            tensors = Data(data, rows, device)
+            tensors = Data(arguments_of(model, data), rows, device)
             check_num_rows(num_rows, tensors.num_rows)
             total = num_rows or tensors.num_rows
         else:
@@ -200,7 +200,7 @@ def _check_loader(**options: Any) -> None:
 def _validation(program: Program, validation: Any, rows: Any, device: Any) -> tuple[Any, ...] | None:
     if validation is None:
         return None
-    given = as_arguments(validation)
+    given = arguments_of(program.model, as_arguments(validation))
     if len(given) != len(program.data.args):
         raise ValueError(f"validation has {len(given)} arguments, but the model was given {len(program.data.args)}")
     if program.covers_fitted_rows_only:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from pyro_lvm import files, randomness
-from pyro_lvm.data import Data, fingerprint
+from pyro_lvm.data import Data, arguments_of, fingerprint
 from pyro_lvm.modules import awaits_start
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
@@ -98,7 +98,7 @@ def load(
         path, "result", ["data", "params", "losses", "target", "validation", "seconds", "seed", "compiled"]
     )
     with randomness.seeded(state["seed"]):
-        program = Program(model, guide, Data(data, rows), None, model_kwargs, plate)
+        program = Program(model, guide, Data(arguments_of(model, data), rows), None, model_kwargs, plate)
     return SVIResult._from_state(program, state | {"params": restored(program, state, path)})
 
 

@@ -40,7 +40,7 @@ def chain(x):
 @pytest.mark.parametrize(("model", "data"), [(mixture, X[:40]), (chain, CHAINS)])
 def test_counts_of_draws_are_unbiased(model, data):
     """Within five standard errors of the exact counts, and two draws of 400 for the rarest states."""
-    program = EMProgram(model, Data((data,)), None, None, None)
+    program = EMProgram(model, Data((data,)))
     trace = program.trace(program.program.parameters.start(), Batch((data,), None))
     pyro.set_rng_seed(0)
     plate = program.program.sites.row_plate

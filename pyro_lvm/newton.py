@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 _ITERATIONS = 100
-_LARGEST_COUNT = 1e6  # of a negative binomial: beyond it is a Poisson
 
 
 def gamma_concentration(mean: Tensor, mean_log: Tensor) -> Tensor:
@@ -64,13 +63,14 @@ def _dirichlet(a: Tensor, mean_log: Tensor) -> Tensor:
     return torch.lgamma(a.sum(-1)) - torch.lgamma(a).sum(-1) + ((a - 1) * mean_log).sum(-1)
 
 
-def negative_binomial_count(histogram: Tensor) -> Tensor:
+def negative_binomial_count(histogram: Tensor, largest: float) -> Tensor:
     """The total count r of negative binomials with the largest likelihood, their probabilities at its maximum given r.
 
-    Where the counts vary no more than a Poisson's, the likelihood rises with r for ever, and r is a million.
+    Where the counts vary no more than a Poisson's, the likelihood rises with r for ever.
 
     Args:
         histogram: How often each count from 0 on was observed, ``[..., M]``.
+        largest: The largest r.
     """
     counts = torch.arange(histogram.shape[-1], dtype=histogram.dtype, device=histogram.device)
     total = histogram.sum(-1)
@@ -80,7 +80,7 @@ def negative_binomial_count(histogram: Tensor) -> Tensor:
         terms = torch.digamma(counts + r.unsqueeze(-1)) - torch.digamma(r).unsqueeze(-1)
         return (histogram * terms).sum(-1) / total - (mean / r).log1p()
 
-    low, high = torch.full_like(mean, 1e-8).log(), torch.full_like(mean, _LARGEST_COUNT).log()
+    low, high = torch.full_like(mean, 1e-8).log(), torch.full_like(mean, largest).log()
     for _ in range(_ITERATIONS):
         middle = (low + high) / 2
         rising = slope(middle.exp()) > 0

@@ -1,4 +1,4 @@
-"""Families of distributions of which :class:`Mixture` builds mixtures."""
+"""Families of distributions of rows, of which :class:`Mixture` and :class:`HMM` build components and states."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_lvm.checks import check_count
-
-Params = dict[str, Tensor]  # constrained values by name; the first dimension counts components, or rows with one each
+from pyro_lvm.models._steps import Params, Sums
+from pyro_lvm.newton import gamma_concentration
 
 _LEAST_MEAN = 1e-30  # of a column of zeros, whose best rate would be infinite
 _LEAST_SPREAD = 1e-6  # of a column that is constant, whose best concentration would be infinite
@@ -30,17 +30,13 @@ class Observed(NamedTuple):
 
 
 class Family(ABC):
-    """A family of distributions of the columns of one data argument, independent of each other in a component.
+    """A family of distributions of the columns of one data argument.
 
     Attributes:
         num_features: Number of columns, D.
-        constraint: Of all its parameters.
-        neutral: Statistics of a row that says nothing; None where data of any scale may come.
     """
 
     num_features: int
-    constraint: ClassVar[Constraint]
-    neutral: ClassVar[float | None] = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "num_features", check_count("num_features", self.num_features))
@@ -48,6 +44,10 @@ class Family(ABC):
     @abstractmethod
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Names of the parameters, and their shapes in one component."""
+
+    @abstractmethod
+    def constraint_of(self, name: str) -> Constraint:
+        """Of a parameter."""
 
     @abstractmethod
     def observe(self, params: Params, x: Tensor) -> list[Observed]:
@@ -66,26 +66,97 @@ class Family(ABC):
         """Columns for k-means, in which rows of any component spread about as far."""
 
     @abstractmethod
-    def from_means(self, means: Tensor) -> Params:
-        """Parameters of components from the means of their statistics, `[K, S]`."""
-
-    def statistics(self, x: Tensor) -> Tensor:
-        """What a row says about parameters, `[N, S]`."""
-        return x
-
     def start(self, x: Tensor, membership: Tensor) -> Params:
-        """Parameters of clusters, each with one pseudo-row: the mean of all rows and of a neutral one.
+        """Parameters of clusters, each with one pseudo-row.
 
         Args:
             x: Rows, `[N, D]`.
             membership: Ones and zeros that say which rows a cluster has, `[N, K]`.
         """
+
+    @abstractmethod
+    def sums(self, params: Params, x: Tensor, posterior: Tensor) -> Sums:
+        """Sums of what rows say about parameters, in double precision.
+
+        Args:
+            params: The parameters.
+            x: Rows, `[N, D]`.
+            posterior: How much of each row belongs to each component, `[N, K]`, in double precision.
+        """
+
+    @abstractmethod
+    def maximize(self, sums: Sums, params: Params, floor: float) -> Params:
+        """The parameters at which the expected log-density is largest; those of a component without rows stay.
+
+        Args:
+            sums: From :meth:`sums`, of all rows.
+            params: The parameters to which they belong.
+            floor: From :meth:`floor`.
+        """
+
+    def log_prob(self, params: Params, x: Tensor) -> Tensor:
+        """Log-density of rows `[N, D]` in each component, `[N, K]`."""
+        return sum(density.log_prob(value) for _, density, value in self.observe(params, x.unsqueeze(-2)))
+
+    def floor(self, x: Tensor) -> float:
+        """The smallest variance that rows allow, of families that need one."""
+        return 0.0
+
+    def draw(self, params: Params) -> Tensor:
+        """A row for each of some parameters, `[..., D]`.
+
+        Args:
+            params: With the parameters' own shape behind that of the rows.
+        """
+        batch = next(iter(params.values())).shape[: -len(next(iter(self.shapes().values())))]
+        nothing = next(iter(params.values())).new_zeros(*batch, self.num_features)
+        drawn = [density.sample() for _, density, _ in self.observe(params, nothing)]
+        return drawn[0] if len(drawn) == 1 else torch.stack(drawn, -1)
+
+
+class _ByMeans(Family):
+    """A family in which means of statistics of the rows are all that the maximum of the likelihood depends on.
+
+    Attributes:
+        constraint: Of all its parameters.
+        neutral: Statistics of a row that says nothing; None where data of any scale may come.
+    """
+
+    constraint: ClassVar[Constraint]
+    neutral: ClassVar[float | None] = None
+
+    def constraint_of(self, name: str) -> Constraint:
+        return self.constraint
+
+    def statistics(self, x: Tensor) -> Tensor:
+        """What a row says about parameters, `[N, S]`."""
+        return x
+
+    @abstractmethod
+    def from_means(self, means: Tensor) -> Params:
+        """Parameters of components from the means of their statistics, `[K, S]`."""
+
+    def start(self, x: Tensor, membership: Tensor) -> Params:
+        """Parameters of clusters, each with the mean of all rows and of a neutral one as a pseudo-row."""
         rows = self.statistics(x)
         pseudo = rows.mean(0) if self.neutral is None else (rows.sum(0) + self.neutral) / (len(rows) + 1)
         return self.from_means((membership.mT @ rows + pseudo) / (membership.sum(0).unsqueeze(-1) + 1))
 
+    def sums(self, params: Params, x: Tensor, posterior: Tensor) -> Sums:
+        return {"counts": posterior.sum(0), "statistics": posterior.mT @ self.statistics(x).double()}
 
-class _Counts(Family):
+    def maximize(self, sums: Sums, params: Params, floor: float) -> Params:
+        counts = sums["counts"]
+        some = counts > 0
+        means = sums["statistics"] / counts.where(some, 1.0).unsqueeze(-1)
+        found = self.from_means(means)
+        return {
+            name: value.where(some.reshape(-1, *[1] * (value.dim() - 1)), params[name].double())
+            for name, value in found.items()
+        }
+
+
+class _Counts(_ByMeans):
     neutral = 1.0
 
     def valid(self, x: Tensor) -> Tensor:
@@ -116,7 +187,7 @@ class Poisson(_Counts):
         return 2 * x.sqrt()  # of a variance of about 1, whatever the rate
 
     def from_means(self, means: Tensor) -> Params:
-        return {"rate": means}
+        return {"rate": means.clamp(min=_LEAST_MEAN)}
 
 
 class _AnyTotal(dist.Multinomial):
@@ -155,11 +226,11 @@ class Multinomial(_Counts):
         return 2 * (totals.mean() * x / totals.clamp(min=1)).sqrt()
 
     def from_means(self, means: Tensor) -> Params:
-        return {"probs": means / means.sum(-1, keepdim=True)}
+        return {"probs": means / means.sum(-1, keepdim=True).clamp(min=_LEAST_MEAN)}
 
 
 @dataclass(frozen=True)
-class Bernoulli(Family):
+class Bernoulli(_ByMeans):
     """Answers 0 and 1, with a parameter `probs` `[K, D]`; their mixture is a latent class analysis.
 
     Args:
@@ -186,11 +257,11 @@ class Bernoulli(Family):
         return 2 * x  # two different answers are as far apart as those of a categorical item
 
     def from_means(self, means: Tensor) -> Params:
-        return {"probs": means}
+        return {"probs": means.clamp(max=1.0)}
 
 
 @dataclass(frozen=True)
-class Categorical(Family):
+class Categorical(_ByMeans):
     """Answers 0 to C - 1; their mixture is a latent class analysis.
 
     Items with equally many answers share a parameter `probs` `[K, D, C]` and a site. Else item j has a parameter
@@ -251,7 +322,7 @@ class Categorical(Family):
         return {"probs": torch.stack(probs, -2)} if self._alike else dict(zip(self.shapes(), probs, strict=True))
 
 
-class _Positive(Family):
+class _Positive(_ByMeans):
     constraint = constraints.positive
 
     def features(self, x: Tensor) -> Tensor:
@@ -313,13 +384,7 @@ class Gamma(_Positive):
         return torch.cat([x, x.log()], -1)
 
     def from_means(self, means: Tensor) -> Params:
-        """Near the maximum of the likelihood (Minka 2002, "Estimating a Gamma distribution")."""
         mean, mean_log = means.chunk(2, -1)
-        spread = (mean.log() - mean_log).clamp(min=_LEAST_SPREAD)
-        concentration = (3 - spread + ((spread - 3).square() + 24 * spread).sqrt()) / (12 * spread)
+        mean_log = torch.minimum(mean_log, mean.log() - _LEAST_SPREAD)
+        concentration = gamma_concentration(mean, mean_log)
         return {"concentration": concentration, "rate": concentration / mean}
-
-
-FAMILIES = {
-    family.__name__.lower(): family for family in (Poisson, Multinomial, Bernoulli, Categorical, Exponential, Gamma)
-}

@@ -1,0 +1,243 @@
+"""Hidden Markov chains, many at once: forward-backward, and the most probable path.
+
+The rows of all chains stand in one table, chain by chain. The recursions go through time, and at each moment through
+all chains that are not over yet. So the rows are packed first: by time, and at each time by chain, the longest first.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pyro_lvm.models._chain_cuts import messages, segments_of
+
+_UNSAFE = 1e-30  # the chance of a row below which probabilities that were rounded to 0 may count
+_IMPOSSIBLE = -1e30  # nats
+
+
+class Packing:
+    """Rows of chains in the order of time.
+
+    Attributes:
+        chains: The chains by length, the longest first, ``[N]``.
+        order: The place of each packed row in the table, ``[M]``.
+        sizes: How many chains there are at each time.
+        ends: The last row of each chain among the packed rows, by the order of ``chains``, ``[N]``.
+
+    Args:
+        lengths: Of the chains, at least 1, ``[N]``. The rows of each follow on those of the one before.
+    """
+
+    def __init__(self, lengths: Tensor) -> None:
+        self.chains = lengths.argsort(descending=True, stable=True)
+        ordered = lengths[self.chains]
+        time = torch.arange(int(ordered[0]), device=lengths.device).unsqueeze(-1)
+        starts = (lengths.cumsum(0) - lengths)[self.chains]
+        self.order = (starts + time)[time < ordered]
+        sizes = (time < ordered).sum(-1)
+        self.sizes: list[int] = sizes.tolist()
+        self.ends = (sizes.cumsum(0) - sizes)[ordered - 1] + torch.arange(len(lengths), device=lengths.device)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """Packed rows in the order of the table."""
+        return torch.empty_like(packed).index_copy_(0, self.order, packed)
+
+
+class Smoothed:
+    """What chains of observations say about their states, in double precision.
+
+    Probabilities are scaled at each time to sum to 1 (Rabiner 1989). Chains in which they would underflow are done
+    again with their logarithms. A few long chains are cut, so that their segments go through time together.
+
+    Attributes:
+        log_prob: Log-density of each chain, ``[N]``; minus infinity where it is impossible.
+        states: Posterior probabilities of the states in each row, ``[M, K]``.
+        filtered: Those given the rows of the chain up to this one.
+
+    Args:
+        log_density: Of each row in each state, ``[M, K]``.
+        lengths: Of the chains, ``[N]``; they sum to M.
+        initial: Probabilities of the first state, ``[K]``.
+        transition: Of the next state given the last, ``[K, K]``.
+    """
+
+    def __init__(self, log_density: Tensor, lengths: Tensor, initial: Tensor, transition: Tensor) -> None:
+        log_density, initial, self._transition = log_density.double(), initial.double(), transition.double()
+        self._starts, self._lengths = lengths.cumsum(0) - lengths, lengths
+        self._chain = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+        largest = log_density.amax(-1, keepdim=True)
+        density = (log_density - largest).exp()
+        segments, owner = segments_of(lengths, len(initial))
+        packing = Packing(segments)
+        density = density[packing.order]
+        if len(segments) == len(lengths):
+            first, last = initial.expand(len(lengths), -1), None
+        else:
+            first, last = messages(density, packing, owner, initial, self._transition)
+        filtered, scale = _forward(density, packing.sizes, first, self._transition)
+        later, ratio = _backward(density / scale, packing, last, self._transition)
+        self.filtered, self.states = packing.unpack(filtered), packing.unpack(filtered * later)
+        self._ratio, scale = packing.unpack(ratio), packing.unpack(scale)
+        self.log_prob = self._by_chain((scale.log() + largest).squeeze(-1))
+        self._unsafe = self._chain[~(scale.squeeze(-1) >= _UNSAFE)].unique()  # as NaN is too
+        self._moves = density.new_zeros(len(self._unsafe), *transition.shape)
+        if len(self._unsafe):
+            self._smooth_in_logs(log_density, initial)
+
+    def transitions(self, weight: Tensor) -> Tensor:
+        """How often each state is expected to follow each, ``[K, K]``, in all chains together.
+
+        Args:
+            weight: How often each chain counts, ``[N]``.
+        """
+        weight = weight.double()
+        later = torch.ones_like(self._chain, dtype=torch.bool)
+        later[self._starts] = False
+        rows = later.nonzero().squeeze(-1)
+        ratio = self._ratio[rows] * weight[self._chain[rows]].unsqueeze(-1)
+        moves = (self._moves * weight[self._unsafe][:, None, None]).sum(0)
+        return self._transition * (self.filtered[rows - 1].mT @ ratio) + moves
+
+    def first(self) -> Tensor:
+        """Posterior probabilities of the first states, ``[N, K]``."""
+        return self.states[self._starts]
+
+    def last(self) -> Tensor:
+        """Posterior probabilities of the last states, ``[N, K]``."""
+        return self.states[self._starts + self._lengths - 1]
+
+    def per_row(self, weight: Tensor) -> Tensor:
+        """What belongs to chains, ``[N]``, for each of their rows, ``[M, 1]``."""
+        return weight.double()[self._chain].unsqueeze(-1)
+
+    def _by_chain(self, values: Tensor) -> Tensor:
+        return values.new_zeros(len(self._lengths)).index_add_(0, self._chain, values)
+
+    def _smooth_in_logs(self, log_density: Tensor, initial: Tensor) -> None:
+        """Do unsafe chains again: posterior probabilities are derivatives of the log-density."""
+        rows, lengths = torch.isin(self._chain, self._unsafe), self._lengths[self._unsafe]
+        with torch.enable_grad():
+            density = log_density.detach()[rows].clamp(min=_IMPOSSIBLE).requires_grad_()
+            moves = _logs(self._transition).expand(len(lengths), -1, -1).clone().requires_grad_()
+            log_prob, filtered = _log_forward(density, Packing(lengths), _logs(initial), moves)
+            states, pairs = torch.autograd.grad(log_prob.sum(), (density, moves), materialize_grads=True)
+        log_prob = log_prob.detach()
+        self.log_prob[self._unsafe] = log_prob.where(log_prob > _IMPOSSIBLE / 2, -torch.inf)
+        self.states[rows], self.filtered[rows], self._ratio[rows], self._moves = states, filtered.detach(), 0.0, pairs
+
+
+def _forward(density: Tensor, sizes: list[int], first: Tensor, transition: Tensor) -> tuple[Tensor, Tensor]:
+    """Filtered probabilities of packed rows, and the density of each row given those before it.
+
+    Args:
+        density: ``[M, K]``.
+        sizes: Of the packing.
+        first: Probabilities of the first states, ``[N, K]``.
+        transition: ``[K, K]``.
+    """
+    filtered, scale = torch.empty_like(density), density.new_empty(len(density), 1)
+    predicted = first
+    for here, found, total in zip(density.split(sizes), filtered.split(sizes), scale.split(sizes), strict=True):
+        torch.mul(predicted[: len(here)], here, out=found)
+        torch.sum(found, -1, keepdim=True, out=total)
+        found /= total
+        predicted = found @ transition
+    return filtered, scale
+
+
+def _backward(ratio: Tensor, packing: Packing, last: Tensor | None, transition: Tensor) -> tuple[Tensor, Tensor]:
+    """By how much the rows after, and by how much these and the row itself, make each state more probable.
+
+    Args:
+        ratio: Densities of packed rows in each state, by those given the rows before, ``[M, K]``.
+        packing: The packing.
+        last: What to begin with, ``[N, K]``; ones, if None.
+        transition: ``[K, K]``.
+    """
+    later = torch.ones_like(ratio)
+    if last is not None:
+        later[packing.ends] = last
+    sizes, back = packing.sizes, transition.mT
+    rows, after = ratio.split(sizes), later.split(sizes)
+    found = torch.empty_like(ratio)
+    product = found.split(sizes)
+    for t in range(len(sizes) - 1, 0, -1):
+        torch.mul(rows[t], after[t], out=product[t])
+        torch.mm(product[t], back, out=after[t - 1][: sizes[t]])
+    torch.mul(rows[0], after[0], out=product[0])
+    return later, found
+
+
+def _log_forward(density: Tensor, packing: Packing, initial: Tensor, moves: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-densities of chains and filtered probabilities of their rows, from logarithms alone.
+
+    Args:
+        density: Of the rows, ``[M, K]``.
+        packing: The packing.
+        initial: ``[K]``.
+        moves: Each chain's own, ``[N, K, K]``.
+    """
+    moves = moves[packing.chains]
+    found = [initial.expand(len(moves), -1)]
+    for t, here in enumerate(density[packing.order].split(packing.sizes)):
+        came = found[-1][: len(here)]
+        found.append((came if t == 0 else (came.unsqueeze(-1) + moves[: len(here)]).logsumexp(1)) + here)
+    joint = torch.cat(found[1:])
+    log_prob = joint[packing.ends].logsumexp(-1)
+    log_prob = torch.zeros_like(log_prob).index_copy(0, packing.chains, log_prob)
+    return log_prob, packing.unpack(joint.detach().softmax(-1))
+
+
+def most_probable(log_density: Tensor, lengths: Tensor, initial: Tensor, transition: Tensor) -> tuple[Tensor, Tensor]:
+    """The most probable path of each chain (Viterbi 1967).
+
+    Args:
+        log_density: Of each row in each state, ``[M, K]``.
+        lengths: Of the chains, ``[N]``.
+        initial: Probabilities of the first state, ``[K]``.
+        transition: Of the next state given the last, ``[K, K]``.
+
+    Returns:
+        The states of the rows, ``[M]``, and the log-density of each chain together with its path, ``[N]``.
+    """
+    packing = Packing(lengths)
+    moves = transition.double().log()
+    best = initial.double().log().expand(len(lengths), -1)
+    joint, came = [], []
+    for t, here in enumerate(log_density.double()[packing.order].split(packing.sizes)):
+        best = best[: len(here)]
+        if t:
+            best, origin = (best.unsqueeze(-1) + moves).max(1)
+            came.append(origin)
+        best = best + here
+        joint.append(best)
+    value, state = torch.cat(joint)[packing.ends].max(-1)
+    path = [state[: packing.sizes[-1]]]
+    for origin, size in zip(reversed(came), reversed(packing.sizes[:-1]), strict=True):
+        before = origin.gather(1, path[-1].unsqueeze(-1)).squeeze(-1)
+        path.append(torch.cat([before, state[len(before) : size]]))
+    return packing.unpack(torch.cat(path[::-1])), torch.empty_like(value).index_copy_(0, packing.chains, value)
+
+
+def _logs(probabilities: Tensor) -> Tensor:
+    return probabilities.log().clamp(min=_IMPOSSIBLE)
+
+
+class LogProb(torch.autograd.Function):
+    """The log-density of chains, with expected statistics for derivatives."""
+
+    @staticmethod
+    def forward(ctx, log_density, lengths, log_initial, log_transition):  # noqa: ANN001, ANN205
+        ctx.smoothed = Smoothed(log_density, lengths, log_initial.exp(), log_transition.exp())
+        return ctx.smoothed.log_prob.to(log_density.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):  # noqa: ANN001, ANN205
+        smoothed = ctx.smoothed
+        found = (
+            smoothed.states * smoothed.per_row(grad),
+            (smoothed.first() * grad.double().unsqueeze(-1)).sum(0),
+            smoothed.transitions(grad),
+        )
+        rows, initial, transition = (value.to(grad.dtype) for value in found)
+        return rows, None, initial, transition

@@ -1,0 +1,270 @@
+"""Latent Dirichlet allocation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import pyro_method
+from scipy.sparse import csr_matrix
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyro_lvm import sparse
+from pyro_lvm.checks import check_count, check_seed
+from pyro_lvm.data import as_tensor
+from pyro_lvm.models._base import AssignableModule, check_positive
+from pyro_lvm.models._steps import Params
+from pyro_lvm.models._words import Words
+from pyro_lvm.models.lda_em import LDASteps, document_bounds, infer
+from pyro_lvm.nn import MLP
+
+__all__ = ["LDA"]
+
+_START_SHAPE = 100.0  # of the noise in the topics at the start
+
+
+class LDA(AssignableModule):
+    r"""Latent Dirichlet allocation: documents are mixtures of :math:`K` topics, topics distributions of words.
+
+    .. math::
+
+        \beta_k &\sim \mathrm{Dirichlet}(\eta, \dots, \eta), \qquad k = 1, \dots, K \\
+        \theta_n &\sim \mathrm{Dirichlet}(\alpha) \\
+        w_{ni} \mid \theta_n &\sim \mathrm{Categorical}\Big(\sum_k \theta_{nk} \beta_k\Big),
+            \qquad n = 1, \dots, N, \quad i = 1, \dots, I_n
+
+    The topic of each word is summed out. Documents are word counts, a sparse matrix `[N, V]` of SciPy or torch (or a
+    dense one, which is made sparse), or a list of documents, each a list of word numbers from 0 to V - 1.
+
+    :func:`pyro_lvm.fit_em` takes coordinate ascent on the ELBO of
+
+    .. math::
+
+        q(\beta, \theta) = \prod_k \mathrm{Dirichlet}(\beta_k \mid \lambda_k)
+            \prod_n \mathrm{Dirichlet}(\theta_n \mid \gamma_n),
+
+    with Newton's method for :math:`\alpha`; with `online=` the natural gradients of Hoffman et al. :func:`pyro_lvm.fit`
+    climbs the same ELBO, with :math:`\gamma_n` from a network, the `encoder`, that sees the word frequencies of the
+    document.
+
+    Sites: `topics` `[K, V]` and `shares` `[N, K]`, latent; `words` `[N, V]`, observed. Parameters: `concentration`
+    `[K]`, :math:`\alpha`; `topic_concentration` `[K, V]`, :math:`\lambda`; and those of the encoder. A new model has
+    topics near the uniform distribution; :meth:`initialize` gives it a start from data.
+
+    Args:
+        num_topics: Number of topics, :math:`K`.
+        vocabulary_size: Number of words, :math:`V`.
+        topic_prior: :math:`\eta`. None takes :math:`1 / K`.
+        hidden: Widths of the encoder's hidden layers, at least one.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If a number is not positive.
+
+    References:
+        D. M. Blei, A. Y. Ng and M. I. Jordan, "Latent Dirichlet allocation" (2003).
+        M. D. Hoffman, D. M. Blei and F. Bach, "Online learning for latent Dirichlet allocation" (2010).
+        A. Srivastava and C. Sutton, "Autoencoding variational inference for topic models" (2017).
+
+    Example:
+        >>> import torch, pyro_lvm as lvm
+        >>> documents = 20 * [[0, 1, 1, 2], [0, 0, 2], [3, 4, 4], [5, 4, 3, 3]]
+        >>> lda = lvm.models.LDA(num_topics=2, vocabulary_size=6)
+        >>> em = lvm.fit_em(lda, documents, progress=False)
+        >>> sorted(sorted(row[:3]) for row in lda.topics.argsort(descending=True).tolist())
+        [[0, 1, 2], [3, 4, 5]]
+    """
+
+    concentration: Tensor
+    topic_concentration: Tensor
+
+    def __init__(
+        self,
+        num_topics: int,
+        vocabulary_size: int,
+        topic_prior: float | None = None,
+        hidden: Sequence[int] = (100,),
+    ) -> None:
+        super().__init__()
+        self.num_topics = K = check_count("num_topics", num_topics)
+        self.vocabulary_size = V = check_count("vocabulary_size", vocabulary_size)
+        self.topic_prior = 1 / K if topic_prior is None else check_positive("topic_prior", topic_prior)
+        self._add_param("concentration", torch.full((K,), 1 / K), constraints.positive)
+        self._add_param("topic_concentration", 1 + 0.1 * torch.rand(K, V), constraints.positive)
+        self.encoder = MLP(V, hidden, K)
+
+    def as_data(self, *data: Any) -> tuple[Any, ...]:
+        """Word counts as a sparse table.
+
+        Args:
+            data: One argument: a sparse or dense matrix `[N, V]`, or a list of documents, each a list of word numbers.
+
+        Raises:
+            TypeError: If there are more arguments, or word numbers that are not whole.
+            ValueError: If a matrix has another shape, or a word number is not from 0 to V - 1.
+        """
+        if len(data) != 1:
+            raise TypeError(f"data: expected one argument, word counts or documents, got {len(data)}")
+        (given,) = data
+        if isinstance(given, list | tuple):
+            return (word_counts(given, self.vocabulary_size, self.concentration.dtype),)
+        counts = as_tensor(given)
+        if not isinstance(counts, Tensor):
+            return data
+        if not sparse.is_sparse(counts) and counts.dim() == 2:
+            counts = sparse.from_dense(counts)
+        return (counts.to(self.concentration.dtype),)
+
+    def forward(self, counts: Tensor) -> None:
+        """The model.
+
+        Args:
+            counts: Word counts, a sparse table `[N, V]`.
+
+        Raises:
+            TypeError: If `counts` is not a sparse tensor.
+            ValueError: If it has another shape, or entries that are no counts.
+        """
+        self._check(counts)
+        ones = torch.ones_like(self.topic_concentration)
+        topics = pyro.sample("topics", dist.Dirichlet(self.topic_prior * ones).to_event(1))
+        with pyro.plate("rows", len(counts)):
+            shares = pyro.sample("shares", dist.Dirichlet(self.concentration))
+            pyro.sample("words", Words(shares, topics, totals(counts)), obs=counts)
+
+    @pyro_method
+    def guide(self, counts: Tensor) -> None:
+        """The guide: Dirichlet distributions of the topics, and of the shares by the encoder.
+
+        Args:
+            counts: Word counts, a sparse table `[N, V]`.
+        """
+        self._check(counts)
+        pyro.sample("topics", dist.Dirichlet(self.topic_concentration).to_event(1))
+        with pyro.plate("rows", len(counts)):
+            pyro.sample("shares", dist.Dirichlet(self.encode(counts)))
+
+    def encode(self, counts: Tensor) -> Tensor:
+        r"""Concentrations of the guide's shares: :math:`\alpha`, and the document's words shared out by the encoder.
+
+        Args:
+            counts: Word counts, a sparse table `[N, V]`.
+
+        Returns:
+            Positive numbers, `[N, K]`.
+        """
+        total = totals(counts).unsqueeze(-1)
+        first, *others = cast("list[nn.Linear]", list(self.encoder))
+        hidden = (counts @ first.weight.mT) / total.clamp(min=1) * self.vocabulary_size**0.5 + first.bias
+        for layer in others:
+            hidden = layer(hidden)
+        return self.concentration + total * hidden.softmax(-1)
+
+    def em_steps(self, counts: Tensor) -> LDASteps:
+        """The E-step and M-step of variational EM."""
+        return LDASteps(self.topic_prior)
+
+    @property
+    def topics(self) -> Tensor:
+        """The probabilities of the words in each topic, the posterior's mean, `[K, V]`."""
+        concentration = self.topic_concentration.detach()
+        return concentration / concentration.sum(-1, keepdim=True)
+
+    @torch.no_grad()
+    def shares(self, documents: Any) -> Tensor:
+        """The posterior means of the shares of the topics in each document, `[N, K]`.
+
+        Args:
+            documents: What :meth:`as_data` takes.
+        """
+        found = infer(self._values(), self._counts(documents)).shares
+        return (found / found.sum(-1, keepdim=True)).to(self.concentration.dtype)
+
+    @torch.no_grad()
+    def bound(self, documents: Any) -> Tensor:
+        """A lower bound of the log-density of each document's words, given the posterior of the topics.
+
+        Args:
+            documents: What :meth:`as_data` takes.
+
+        Returns:
+            Nats, `[N]`.
+        """
+        found = document_bounds(self._values(), self._counts(documents))
+        return found.to(self.concentration.dtype)
+
+    def perplexity(self, documents: Any) -> float:
+        """The exponential of minus the bound of :meth:`bound` per word, the lower the better; scikit-learn's too.
+
+        Args:
+            documents: What :meth:`as_data` takes.
+        """
+        counts = self._counts(documents)
+        return math.exp(-float(self.bound(counts).double().sum() / counts.values().double().sum()))
+
+    def initialize(self, documents: Any, seed: int = 0) -> LDA:
+        r"""Start from topics near the distribution of all words.
+
+        Each :math:`\lambda_k` is drawn from gamma distributions with the mean of the words' counts over K.
+
+        Args:
+            documents: What :meth:`as_data` takes.
+            seed: Fixes the random choices. Other seeds give other starts.
+
+        Returns:
+            The model itself.
+        """
+        counts = self._counts(documents)
+        total = torch.zeros(self.vocabulary_size, dtype=torch.float64)
+        total.index_add_(0, counts.col_indices().cpu(), counts.values().cpu().double())
+        rng = np.random.default_rng(check_seed(seed))
+        noise = rng.gamma(_START_SHAPE, 1 / _START_SHAPE, size=(self.num_topics, self.vocabulary_size))
+        self.topic_concentration = self.topic_prior + total / self.num_topics * torch.as_tensor(noise)
+        self.concentration = torch.full((self.num_topics,), 1 / self.num_topics)
+        return self
+
+    def _counts(self, documents: Any) -> Tensor:
+        (counts,) = self.as_data(documents)
+        self._check(counts)
+        return counts
+
+    def _values(self) -> Params:
+        return {name: getattr(self, name).detach() for name in ("concentration", "topic_concentration")}
+
+    def _check(self, counts: Tensor) -> None:
+        V = self.vocabulary_size
+        if not sparse.is_sparse(counts):
+            raise TypeError(f"counts: expected a sparse table of shape [N, {V}], got {type(counts).__name__}")
+        if counts.shape[1] != V:
+            raise ValueError(f"counts: expected shape [N, {V}], got {list(counts.shape)}")
+        values = counts.values()
+        if not ((values >= 0) & (values < torch.inf)).all():
+            raise ValueError("counts: expected finite numbers that are not negative")
+
+
+def totals(counts: Tensor) -> Tensor:
+    """How many words each document has, `[N]`."""
+    values = counts.values()
+    return values.new_zeros(len(counts)).index_add_(0, sparse.row_of_entries(counts), values)
+
+
+def word_counts(documents: Sequence[Sequence[int]], vocabulary_size: int, dtype: torch.dtype) -> Tensor:
+    """Lists of word numbers as a sparse table of counts, `[N, V]`."""
+    numbers = [np.asarray(document) for document in documents]
+    for i, document in enumerate(numbers):
+        if document.ndim != 1 or (document.size and document.dtype.kind not in "iu"):
+            raise TypeError(f"documents: expected lists of word numbers, document {i} has others")
+        if document.size and not (document.min() >= 0 and document.max() < vocabulary_size):
+            raise ValueError(
+                f"documents: expected word numbers from 0 to {vocabulary_size - 1}, document {i} has others"
+            )
+    rows = np.repeat(np.arange(len(numbers)), [document.size for document in numbers])
+    words = np.concatenate([*numbers, []]).astype(np.int64)
+    shape = (len(numbers), vocabulary_size)
+    return sparse.from_scipy(csr_matrix((np.ones(len(words)), (rows, words)), shape)).to(dtype)

@@ -1,0 +1,171 @@
+"""Variational EM for latent Dirichlet allocation."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_lvm import sparse
+from pyro_lvm.models._documents import documents
+from pyro_lvm.models._steps import Params, Steps, Sums
+from pyro_lvm.newton import dirichlet_concentration
+
+__all__ = ["LDASteps"]
+
+_TOLERANCE = 1e-3  # words, by which the number that a topic has in a document still changes, on average
+_MAX_ITER = 100
+_NUM_ENTRIES = 2**17  # of words' weights: what the caches of a processor hold
+
+
+class Inferred(NamedTuple):
+    """The topics of documents.
+
+    Attributes:
+        shares: The concentrations of the shares, `[N, K]`.
+        ratio: The count of each entry of the table over its expected weight, `[E]`.
+        log_words: The logarithms of the expected weights of all words of a document, `[N]`.
+    """
+
+    shares: Tensor
+    ratio: Tensor
+    log_words: Tensor
+
+
+class LDASteps(Steps):
+    """Coordinate ascent on the ELBO of latent Dirichlet allocation.
+
+    The E-step finds the topics of each document, the M-step those of the words, and the concentration of the documents'
+    prior by Newton's method.
+
+    Args:
+        prior: The concentration of the topics' prior.
+
+    References:
+        D. M. Blei, A. Y. Ng and M. I. Jordan, "Latent Dirichlet allocation" (2003): figure 6 and appendix A.
+        M. D. Hoffman, D. M. Blei and F. Bach, "Online learning for latent Dirichlet allocation" (2010).
+    """
+
+    objective_name = "ELBO"
+    monotone = False  # the E-step starts anew each time, lest early topics bind it, and may end at another maximum
+    sums_last = True
+
+    def __init__(self, prior: float) -> None:
+        self.prior = prior
+
+    def expect(self, params: Params, args: tuple[Any, ...], weight: Tensor | None) -> Sums:
+        """See `Steps.expect`."""
+        (counts,) = args
+        found = infer(params, counts)
+        each = torch.ones_like(found.log_words) if weight is None else weight.to(found.log_words)
+        log_shares = expected_log(found.shares)
+        owner = sparse.row_of_entries(counts)
+        by_word = torch.zeros_like(params["topic_concentration"].mT, dtype=torch.float64)
+        at_once = max(1, _NUM_ENTRIES // by_word.shape[1])
+        for rows, words, ratio in zip(
+            *(part.split(at_once) for part in (owner, counts.col_indices(), found.ratio * each[owner])), strict=True
+        ):
+            by_word.index_add_(0, words, log_shares[rows].exp_() * ratio.unsqueeze(-1))
+        return {
+            "log_p": each @ _bounds(params, found),
+            "words": by_word.mT * word_weights(params),
+            "log_shares": each @ log_shares,
+            "documents": each.sum(),
+        }
+
+    def maximize(self, sums: Sums, params: Params) -> Params:
+        """See `Steps.maximize`."""
+        old = params["concentration"].double()
+        new = {
+            "topic_concentration": self.prior + sums["words"],
+            "concentration": dirichlet_concentration(old, sums["log_shares"] / sums["documents"]),
+        }
+        return {name: new.get(name, value).to(value.dtype) for name, value in params.items()}
+
+    def component_axes(self, params: Params) -> dict[str, tuple[int, ...]]:
+        """See `Steps.component_axes`."""
+        return {"topic_concentration": (0,), "concentration": (0,)}
+
+    def outside(self, params: Params) -> Tensor:
+        """The negative Kullback-Leibler divergence of the posterior of the topics from their prior."""
+        posterior = params["topic_concentration"].double()
+        return -_kl(posterior, torch.full_like(posterior[0], self.prior), expected_log(posterior)).sum()
+
+
+def infer(params: Params, counts: Tensor) -> Inferred:
+    """The E-step: the shares of the topics in each document.
+
+    Args:
+        params: The parameters.
+        counts: A sparse table, `[N, V]`.
+    """
+    prior, weights = params["concentration"].double(), word_weights(params).mT.contiguous()
+    values = counts.values().double()
+    shares = prior.repeat(len(counts), 1)
+    ratio, log_words = torch.zeros_like(values), values.new_zeros(len(counts))
+    for some in documents(counts, len(prior)):
+        number = some.counts.double()
+        found = prior + number.sum(-1, keepdim=True) / len(prior)
+        by_topic = weights[some.words].mT.contiguous()
+        found, expected = _settle(found, prior, by_topic, number)
+        shares[some.rows] = found
+        there = some.counts > 0
+        ratio[some.entries[there]] = (number / expected)[there]
+        log_words[some.rows] = (number * expected.log()).sum(-1)
+    return Inferred(shares, ratio, log_words)
+
+
+def document_bounds(params: Params, counts: Tensor) -> Tensor:
+    """A lower bound of the log-density of each document, given the posterior of the topics, `[N]`."""
+    return _bounds(params, infer(params, counts))
+
+
+def _bounds(params: Params, found: Inferred) -> Tensor:
+    prior = params["concentration"].double()
+    return found.log_words - _kl(found.shares, prior, expected_log(found.shares))
+
+
+def _settle(start: Tensor, prior: Tensor, weights: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Iterate to the shares of some documents, and the expected weights of their words.
+
+    Args:
+        start: Concentrations of the shares, `[B, K]`.
+        prior: That of the prior, `[K]`.
+        weights: Of the words in each topic, `[B, K, M]`.
+        counts: Of the words, `[B, M]`.
+    """
+    shares, active = start, torch.arange(len(start), device=start.device)
+    here, by_topic, words, number = start, weights, weights.mT.contiguous(), counts
+    for _ in range(_MAX_ITER):
+        topic = expected_log(here).exp_()
+        ratio = number.unsqueeze(1) / torch.bmm(topic.unsqueeze(1), by_topic)
+        new = torch.addcmul(prior, topic, torch.bmm(ratio, words).squeeze(1))
+        moving = (new - here).abs().mean(-1) > _TOLERANCE
+        here = new
+        left = int(moving.sum())
+        if left <= len(active) // 2:
+            shares = shares.index_copy(0, active, here)
+            if not left:
+                break
+            active, here, by_topic, words, number = (t[moving] for t in (active, here, by_topic, words, number))
+    else:
+        shares = shares.index_copy(0, active, here)
+    expected = torch.bmm(expected_log(shares).exp_().unsqueeze(1), weights).squeeze(1)
+    return shares, expected
+
+
+def word_weights(params: Params) -> Tensor:
+    """The exponentials of the expected logarithms of the words' probabilities, `[K, V]`."""
+    return expected_log(params["topic_concentration"].double()).exp_()
+
+
+def expected_log(concentration: Tensor) -> Tensor:
+    """Of a variable with a Dirichlet distribution, `[*, K]`."""
+    return torch.digamma(concentration) - torch.digamma(concentration.sum(-1, keepdim=True))
+
+
+def _kl(concentration: Tensor, prior: Tensor, expected: Tensor) -> Tensor:
+    """The divergence of Dirichlet distributions `[*, K]` from a prior `[K]`, `[*]`."""
+    constants = [a.sum(-1).lgamma() - a.lgamma().sum(-1) for a in (concentration, prior)]
+    return constants[0] - constants[1] + ((concentration - prior) * expected).sum(-1)

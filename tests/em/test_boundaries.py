@@ -1,0 +1,185 @@
+"""Maxima on a boundary: rates of zero, variances that vanish, counts that are Poisson, bounds that users set."""
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.distributions import constraints
+from scipy import stats
+from scipy.special import logsumexp
+from sklearn.datasets import load_digits
+
+import pyro_lvm as lvm
+
+from .checks import assert_at_the_top, assert_rises, fit, pyros_log_density, rules
+
+FAMILIES = {
+    "gamma": (dist.Gamma, [1.2, 20.0], [0.5, 1.0], [3.0, 4.0], [0.9, 0.3]),
+    "beta": (dist.Beta, [1.2, 20.0], [4.0, 5.0], [2.0, 5.0], [3.0, 2.0]),
+    "negative binomial": (None, [1.5, 30.0], [0.3, 0.5], [2.0, 4.0], [0.5, 0.6]),
+}
+
+
+def mixture_of_two(name, largest, dtype=torch.float64):
+    """A mixture whose first arguments have a bound, and its data."""
+    kind, first, second, start, other = FAMILIES[name]
+    values = [torch.tensor(v, dtype=dtype) for v in (first, second, start, other)]
+    unit = name == "negative binomial"
+
+    def density(a, b):
+        return dist.NegativeBinomial(a, probs=b) if unit else kind(a, b)
+
+    def model(x):
+        w = pyro.param("w", torch.tensor([0.5, 0.5], dtype=dtype), constraint=constraints.simplex)
+        a = pyro.param("a", values[2], constraint=constraints.interval(0.1, largest))
+        b = pyro.param("b", values[3], constraint=constraints.unit_interval if unit else constraints.positive)
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Categorical(w))
+            pyro.sample("x", density(a[z], b[z]), obs=x)
+
+    return model, density(*values[:2]).sample((300,)).flatten()
+
+
+@pytest.mark.parametrize("largest", [6.0, 10.0, 13.0, 18.0])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_partners_are_given_up_together(name, largest):
+    """The bound is met in the first iteration or later; the other argument must not stay behind, nor run ahead."""
+    model, x = mixture_of_two(name, largest)
+    found, searched = fit(model, x, tol=1e-9), fit(model, x, tol=1e-9, m_step="numeric")
+    assert_rises(found)
+    assert found.objective[-1].item() == pytest.approx(searched.objective[-1].item(), rel=1e-6)
+    assert "maximum" in rules(found)["a"]
+    assert rules(found)["b"] == "L-BFGS on Q, for the other parameter of its family is not free"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_online_em_moves_partners_together(name):
+    model, x = mixture_of_two(name, 10.0)
+    found = lvm.fit_em(model, x, online=0.7, batch_size=50, max_iter=10, progress=False)
+    a, b = found.params["a"], found.params["b"]
+    assert (a < 10).all()
+    means = {"gamma": a / b, "beta": a / (a + b), "negative binomial": a * b / (1 - b)}[name]
+    _, first, second, *_ = FAMILIES[name]
+    first, second = torch.tensor(first).double(), torch.tensor(second).double()
+    odds = second / (1 - second)
+    true = {"gamma": first / second, "beta": first / (first + second), "negative binomial": first * odds}[name]
+    assert means[0] < means[1]
+    assert (means[0] / true[0] - 1).abs() < 0.5  # the one that the bound does not hold
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_counts_that_vary_less_than_a_poissons_are_poisson(dtype):
+    x = torch.binomial(torch.full((1000,), 20.0, dtype=dtype), torch.full((1000,), 0.5, dtype=dtype))
+
+    def model(x):
+        r = pyro.param("r", torch.tensor(2.0, dtype=dtype), constraint=constraints.positive)
+        p = pyro.param("p", torch.tensor(0.5, dtype=dtype), constraint=constraints.unit_interval)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.NegativeBinomial(r, probs=p), obs=x)
+
+    found = lvm.fit_em(model, x, progress=False)
+    assert found.converged
+    assert found.params["r"].item() == pytest.approx(1e6 if dtype is torch.float64 else 300)
+    mean = found.params["r"] * found.params["p"] / (1 - found.params["p"])
+    assert mean.item() == pytest.approx(x.mean().item(), rel=1e-4)
+    poisson = stats.poisson(x.double().mean().item()).logpmf(x.numpy()).sum()
+    share = 1e-5 if dtype is torch.float64 else 2e-2  # for the variance that a count of a million, or of 300, adds
+    assert found.objective[-1].item() == pytest.approx(poisson, abs=len(x) * share)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_negative_binomials_of_poisson_counts_in_single_precision(seed):
+    generator = torch.Generator().manual_seed(seed)
+    rates = torch.tensor([2.0, 20.0], dtype=torch.float32)[torch.randint(2, (800,), generator=generator)]
+    model, _ = mixture_of_two("negative binomial", 1e5, torch.float32)
+    found = lvm.fit_em(model, torch.poisson(rates, generator=generator), progress=False)
+    assert found.converged
+    means = found.params["a"] * found.params["b"] / (1 - found.params["b"])
+    torch.testing.assert_close(means.sort().values, torch.tensor([2.0, 20.0]).float(), rtol=0.1, atol=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", ["gamma", "beta", "exponential"])
+def test_ties_make_no_spikes(name, dtype):
+    """Rounded values, of which a component could hold one alone, with a likelihood that has no bound."""
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.rand(300, generator=generator, dtype=dtype)
+    x = {"gamma": (10 * uniform).ceil(), "beta": (8 * uniform).ceil() / 10}.get(name, -uniform.log())
+    if name == "exponential":
+        x[:60] = 0.0
+    start = torch.tensor([1.0, 2.0, 4.0, 8.0], dtype=dtype)
+
+    def model(x):
+        w = pyro.param("w", torch.full((4,), 0.25, dtype=dtype), constraint=constraints.simplex)
+        a = pyro.param("a", start, constraint=constraints.positive)
+        b = pyro.param("b", start.flip(-1), constraint=constraints.positive) if name != "exponential" else None
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Categorical(w))
+            densities = {"gamma": dist.Gamma, "beta": dist.Beta, "exponential": lambda a, _: dist.Exponential(a)}
+            pyro.sample("x", densities[name](a[z], b if b is None else b[z]), obs=x)
+
+    found = lvm.fit_em(model, x, max_iter=2000, progress=False)
+    a, b = found.params["a"].double(), found.params.get("b", torch.ones(())).double()
+    variance = {"gamma": a / b**2, "beta": a * b / ((a + b) ** 2 * (a + b + 1)), "exponential": a**-2}[name]
+    share = 1e-3 if dtype is torch.float32 and name != "exponential" else 1e-6
+    assert variance.min() >= share * x.double().var(correction=0) * (1 - 1e-4)
+    expected, _ = pyros_log_density(model, found.params, x)
+    assert found.objective[-1].item() == pytest.approx(expected.item(), rel=1e-9 if dtype is torch.float64 else 1e-3)
+    assert "L-BFGS" not in found.summary()
+    if name != "gamma" or dtype is torch.float64:
+        assert found.converged
+
+
+def counts_of_digits():
+    x = load_digits().data
+    return torch.tensor(x[:300, x[:300].sum(0) > 0])
+
+
+@pytest.mark.parametrize("link", ["rate", "exp"])
+def test_rates_of_zero_keep_their_closed_form(link):
+    x, K = counts_of_digits(), 4
+    start = 1 + torch.rand(K, x.shape[1], generator=torch.Generator().manual_seed(1)).double()
+
+    def model(x):
+        w = pyro.param("w", torch.full((K,), 0.25).double(), constraint=constraints.simplex)
+        if link == "exp":
+            rate = pyro.param("rate", start.log()).exp()
+        else:
+            rate = pyro.param("rate", start, constraint=constraints.positive)
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Categorical(w))
+            pyro.sample("x", dist.Poisson(rate[z]).to_event(1), obs=x)
+
+    found = fit(model, x, tol=0, max_iter=15)
+    assert rules(found)["rate"] == "weighted mean"
+    w, rate, path = np.full(K, 1 / K), start.numpy(), []
+    for _ in range(16):
+        joint = np.log(w) + stats.poisson(rate).logpmf(x.numpy()[:, None]).sum(-1)
+        path.append(logsumexp(joint, axis=1).sum())
+        r = np.exp(joint - logsumexp(joint, axis=1, keepdims=True))
+        w, rate = r.mean(0), r.T @ x.numpy() / r.sum(0)[:, None]
+    np.testing.assert_allclose(found.objective, path, rtol=1e-10)
+
+
+@pytest.mark.parametrize("argument", ["probs", "logits"])
+def test_probabilities_of_zero_and_one_keep_their_closed_form(argument):
+    x = (counts_of_digits() > 7).double()
+    start = torch.randn(4, x.shape[1], generator=torch.Generator().manual_seed(1)).double()
+
+    def model(x):
+        w = pyro.param("w", torch.full((4,), 0.25).double(), constraint=constraints.simplex)
+        if argument == "logits":
+            logits = pyro.param("items", start)
+            given = {"logits": logits}
+        else:
+            given = {"probs": pyro.param("items", start.sigmoid(), constraint=constraints.unit_interval)}
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Categorical(w))
+            pyro.sample("x", dist.Bernoulli(**{name: v[z] for name, v in given.items()}).to_event(1), obs=x)
+
+    found = fit(model, x, tol=1e-9)
+    assert rules(found)["items"] == "weighted proportion"
+    assert_rises(found)
+    if argument == "logits":
+        assert_at_the_top(found, model, x)
