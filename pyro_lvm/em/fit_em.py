@@ -142,7 +142,8 @@ def fit_em(
     check_rows(loader, num_rows, sample_weight, rows)
     data = data if loader is not None else arguments_of(model, data)
     owner: Any = getattr(model, "__self__", model)
-    own = e_step == m_step == "auto" and guide is None and online is None and hasattr(owner, "em_steps")
+    own = e_step == m_step == "auto" and guide is None and hasattr(owner, "em_steps")
+    own = own and (online is None or getattr(owner, "em_online", False))
     if missing and not (own and "missing" in inspect.signature(owner.em_steps).parameters):
         raise ValueError(
             "missing=True needs a model that integrates missing entries, as lvm.models.GaussianMixture does"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.data import MOST_ROWS
-from pyro_lvm.em.batch import Rows
+from pyro_lvm.em.batch import Batch, Rows
 from pyro_lvm.em.matching import Axes
 from pyro_lvm.em.run import EMPTY, Empty, Theta
 from pyro_lvm.models._steps import Steps, Sums
@@ -47,6 +47,20 @@ class FusedSteps:
         """The next parameters."""
         with torch.no_grad():
             return self.steps.maximize(found, theta)
+
+    def check_online(self, theta: Theta) -> None:
+        """Nothing: a model says whether its steps are fit for online EM."""
+
+    def online_sums(self, theta: Theta, batch: Batch) -> tuple[Tensor, Sums]:
+        """The objective of a minibatch, and its sums; the first of a pass adds what lies outside the rows."""
+        with torch.no_grad():
+            sums = self.steps.expect(theta, batch.args, batch.weight)
+            objective = sums.pop("log_p") + (self.steps.outside(theta) if batch.first else 0.0)
+        return objective, sums
+
+    def online_maximum(self, sums: Sums, theta: Theta) -> Theta:
+        """The next parameters."""
+        return self.maximize(theta, sums)
 
     def empty(self, theta: Theta, found: Sums) -> list[Empty]:
         """The components to which no row belongs."""

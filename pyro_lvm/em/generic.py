@@ -135,6 +135,35 @@ class GenericSteps:
         few = EMPTY * self.rows.total / self.rows.num_rows
         return [Empty(0, int(k)) for k in (found.shares < few).nonzero()]
 
+    def check_online(self, theta: Theta) -> None:
+        """Refuse parameters without a closed form, whose sums cannot be forgotten, and what lies outside the rows."""
+        self._refuse_searches()
+        self.try_closed_forms(theta)
+        self._refuse_searches()
+        local, uses = self.program.program.sites.local, self.plan.uses(next(iter(self.rows)))
+        if outside := [n for n, use in uses.items() if n not in local and not use.prior_of and use.params]:
+            raise ValueError(f"online EM needs all observations in the rows, and {outside[0]!r} lies outside")
+
+    def online_sums(self, theta: Theta, batch: Batch) -> tuple[Tensor, Sums]:
+        """The objective of a minibatch, and its sums; the first of a pass adds what lies outside the rows."""
+        expectation = self.expect(theta, batch)
+        objective = expectation.objective(batch.weight) + (expectation.outside if batch.first else 0.0)
+        return objective, self.m_step.sums(batch._replace(first=True), expectation)
+
+    def online_maximum(self, sums: Sums, theta: Theta) -> Theta:
+        """The next parameters."""
+        new = self.m_step.closed(sums, theta)
+        self._refuse_searches()
+        return new
+
+    def _refuse_searches(self) -> None:
+        others = [name for name in self.rules if name not in self.plan.closed or name in self.plan.late_params]
+        if others:
+            raise ValueError(
+                f"online EM needs a closed form for every parameter, and {others[0]!r} has none: "
+                f"{self.rules[others[0]]}"
+            )
+
     def refill(self, theta: Theta, empty: list[Empty]) -> Theta:
         """Parameters at which empty components have rows: some alike that the model explains badly."""
         assert self.components is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,9 +12,21 @@ from tqdm.auto import tqdm
 from pyro_lvm.batches import ShuffledRows
 from pyro_lvm.em.batch import Batch
 from pyro_lvm.em.forms import add
-from pyro_lvm.em.generic import GenericSteps
 from pyro_lvm.em.m_step import Sums
 from pyro_lvm.em.run import EMState, Refilled, Theta
+
+
+class OnlineSteps(Protocol):
+    """An E-step whose sums mean the same whatever the parameters, and an M-step."""
+
+    def check_online(self, theta: Theta) -> None:
+        """Refuse what has no such sums."""
+
+    def online_sums(self, theta: Theta, batch: Batch) -> tuple[Tensor, Sums]:
+        """The objective of a minibatch, and its sums; the first of a pass adds what lies outside the rows."""
+
+    def online_maximum(self, sums: Sums, theta: Theta) -> Theta:
+        """The next parameters."""
 
 
 class OnlineRun:
@@ -42,7 +54,7 @@ class OnlineRun:
 
     def __init__(
         self,
-        steps: GenericSteps,
+        steps: OnlineSteps,
         theta: Theta,
         batches: ShuffledRows,
         exponent: float,
@@ -50,12 +62,7 @@ class OnlineRun:
         callbacks: Sequence[Callable[[EMState], Any]],
     ) -> None:
         self.steps = steps
-        self._refuse_searches()
-        steps.try_closed_forms(theta)
-        self._refuse_searches()
-        local, uses = steps.program.program.sites.local, steps.plan.uses(next(iter(steps.rows)))
-        if outside := [n for n, use in uses.items() if n not in local and not use.prior_of and use.params]:
-            raise ValueError(f"online EM needs all observations in the rows, and {outside[0]!r} lies outside")
+        steps.check_online(theta)
         self.theta, self.batches, self.exponent = theta, batches, exponent
         self.num_epochs, self.callbacks = num_epochs, callbacks
         self._values: list[Tensor] = []
@@ -78,29 +85,18 @@ class OnlineRun:
             self.finished = stopped or len(self._values) == self.num_epochs
             save()
 
-    def _refuse_searches(self) -> None:
-        plan = self.steps.plan
-        others = [name for name in plan.rules if name not in plan.closed or name in plan.late_params]
-        if others:
-            raise ValueError(
-                f"online EM needs a closed form for every parameter, and {others[0]!r} has none: "
-                f"{plan.rules[others[0]]}"
-            )
-
     def _pass(self, start: int) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
         for step in range(start, start + self.batches.num_batches):
-            batch = Batch(*self.batches.get(step))
-            expectation = self.steps.expect(self.theta, batch)
-            total = total + expectation.objective(batch.weight) + (expectation.outside if step == start else 0.0)
-            scale = self.batches.num_rows / len(expectation.rows)  # type: ignore[arg-type]
+            batch = Batch(*self.batches.get(step), first=step == start)
+            objective, new = self.steps.online_sums(self.theta, batch)
+            total = total + objective
+            scale = self.batches.num_rows / self.batches.data.count(batch.args)  # type: ignore[operator]
             share = (step + 2) ** -self.exponent if self._held else 1.0
-            new = self.steps.m_step.sums(batch, expectation)
             for key, part in new.items():
                 old = (1 - share) * self._held[key] if key in self._held else torch.zeros_like(part)
                 self._held[key] = add(old, share * scale * part)
-            self.theta = self.steps.m_step.closed(self._held, self.theta)
-            self._refuse_searches()
+            self.theta = self.steps.online_maximum(self._held, self.theta)
         return total
 
     def state(self) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from pyro_lvm.sites import (
     refuse_random_rows,
     sample_sites,
 )
+from pyro_lvm.sparse import is_sparse
 from pyro_lvm.statements import private_statements
 from pyro_lvm.svi.objective import Objective
 
@@ -230,6 +231,8 @@ def complete(data: Data, rows: Sequence[int] | None) -> Data:
 
 
 def _filled(argument: Any) -> Any:
-    if not isinstance(argument, Tensor) or not argument.is_floating_point() or not argument.isnan().any():
+    if not isinstance(argument, Tensor) or not argument.is_floating_point() or is_sparse(argument):
+        return argument
+    if not argument.isnan().any():
         return argument
     return torch.where(argument.isnan(), argument.nanmean(0).nan_to_num(), argument)

@@ -18,7 +18,6 @@ class Steps(ABC):
     objective_name = "log-likelihood"
     takes_restarts = False  # several at once, in a leading dimension of all parameters
     monotone = True  # whether the objective never falls
-    sums_last = False  # whether sums mean the same at other parameters, so that online EM may carry them on
 
     @abstractmethod
     def expect(self, params: Params, args: tuple[Any, ...], weight: Tensor | None) -> Sums:

@@ -19,6 +19,7 @@ from pyro_lvm import sparse
 from pyro_lvm.checks import check_count, check_seed
 from pyro_lvm.data import as_tensor
 from pyro_lvm.models._base import AssignableModule, check_positive
+from pyro_lvm.models._shares import Shares
 from pyro_lvm.models._steps import Params
 from pyro_lvm.models._words import Words
 from pyro_lvm.models.lda_em import LDASteps, document_bounds, infer
@@ -26,6 +27,7 @@ from pyro_lvm.nn import MLP
 
 __all__ = ["LDA"]
 
+_START_PASSES = 10  # of coordinate ascent before an encoder is trained, which finds no topics among equal ones
 _START_SHAPE = 100.0  # of the noise in the topics at the start
 
 
@@ -49,11 +51,14 @@ class LDA(AssignableModule):
         q(\beta, \theta) = \prod_k \mathrm{Dirichlet}(\beta_k \mid \lambda_k)
             \prod_n \mathrm{Dirichlet}(\theta_n \mid \gamma_n),
 
-    with Newton's method for :math:`\alpha`; with `online=` the natural gradients of Hoffman et al. :func:`pyro_lvm.fit`
-    climbs the same ELBO, with :math:`\gamma_n` from a network, the `encoder`, that sees the word frequencies of the
-    document.
+    with Newton's method for :math:`\alpha`; with `online=` the natural gradients of Hoffman et al.
 
-    Sites: `topics` `[K, V]` and `shares` `[N, K]`, latent; `words` `[N, V]`, observed. Parameters: `concentration`
+    :func:`pyro_lvm.fit` holds the topics at the posterior's mean, which is the mode under a prior of
+    :math:`1 + \eta`, for topics with small concentrations cannot be drawn in floating point. With `hidden=` its guide
+    is amortized: :math:`\gamma_n` comes from a network, the `encoder`, that sees the word frequencies of the document.
+    Else it is that of coordinate ascent.
+
+    Sites: `topics` `[K, V]` and `words` `[N, V]`, observed; `shares` `[N, K]`, latent. Parameters: `concentration`
     `[K]`, :math:`\alpha`; `topic_concentration` `[K, V]`, :math:`\lambda`; and those of the encoder. A new model has
     topics near the uniform distribution; :meth:`initialize` gives it a start from data.
 
@@ -61,7 +66,7 @@ class LDA(AssignableModule):
         num_topics: Number of topics, :math:`K`.
         vocabulary_size: Number of words, :math:`V`.
         topic_prior: :math:`\eta`. None takes :math:`1 / K`.
-        hidden: Widths of the encoder's hidden layers, at least one.
+        hidden: Widths of the encoder's hidden layers, at least one; no encoder, if None.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -83,13 +88,14 @@ class LDA(AssignableModule):
 
     concentration: Tensor
     topic_concentration: Tensor
+    em_online = True  # sums of words mean the same whatever the parameters
 
     def __init__(
         self,
         num_topics: int,
         vocabulary_size: int,
         topic_prior: float | None = None,
-        hidden: Sequence[int] = (100,),
+        hidden: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.num_topics = K = check_count("num_topics", num_topics)
@@ -97,7 +103,9 @@ class LDA(AssignableModule):
         self.topic_prior = 1 / K if topic_prior is None else check_positive("topic_prior", topic_prior)
         self._add_param("concentration", torch.full((K,), 1 / K), constraints.positive)
         self._add_param("topic_concentration", 1 + 0.1 * torch.rand(K, V), constraints.positive)
-        self.encoder = MLP(V, hidden, K)
+        self.encoder = None if hidden is None else MLP(V, hidden, K)
+        if hidden is not None and not hidden:
+            raise ValueError("hidden: expected the width of at least one layer")
 
     def as_data(self, *data: Any) -> tuple[Any, ...]:
         """Word counts as a sparse table.
@@ -132,23 +140,28 @@ class LDA(AssignableModule):
             ValueError: If it has another shape, or entries that are no counts.
         """
         self._check(counts)
-        ones = torch.ones_like(self.topic_concentration)
-        topics = pyro.sample("topics", dist.Dirichlet(self.topic_prior * ones).to_event(1))
+        topics = _normalized(self.topic_concentration)
+        prior = dist.Dirichlet(1 + self.topic_prior * torch.ones_like(topics)).to_event(1)
+        pyro.sample("topics", prior, obs=topics)
         with pyro.plate("rows", len(counts)):
             shares = pyro.sample("shares", dist.Dirichlet(self.concentration))
             pyro.sample("words", Words(shares, topics, totals(counts)), obs=counts)
 
     @pyro_method
     def guide(self, counts: Tensor) -> None:
-        """The guide: Dirichlet distributions of the topics, and of the shares by the encoder.
+        """The guide: Dirichlet distributions of the shares, by the encoder or by coordinate ascent.
 
         Args:
             counts: Word counts, a sparse table `[N, V]`.
         """
         self._check(counts)
-        pyro.sample("topics", dist.Dirichlet(self.topic_concentration).to_event(1))
+        if self.encoder is not None:
+            shares = self.encode(counts)
+        else:
+            with torch.no_grad():
+                shares = infer(self._values(), counts).shares.to(self.concentration.dtype)
         with pyro.plate("rows", len(counts)):
-            pyro.sample("shares", dist.Dirichlet(self.encode(counts)))
+            pyro.sample("shares", Shares(shares))
 
     def encode(self, counts: Tensor) -> Tensor:
         r"""Concentrations of the guide's shares: :math:`\alpha`, and the document's words shared out by the encoder.
@@ -158,7 +171,12 @@ class LDA(AssignableModule):
 
         Returns:
             Positive numbers, `[N, K]`.
+
+        Raises:
+            ValueError: If there is no encoder.
         """
+        if self.encoder is None:
+            raise ValueError("this model has no encoder: make it with hidden=, the widths of its layers")
         total = totals(counts).unsqueeze(-1)
         first, *others = cast("list[nn.Linear]", list(self.encoder))
         hidden = (counts @ first.weight.mT) / total.clamp(min=1) * self.vocabulary_size**0.5 + first.bias
@@ -167,14 +185,22 @@ class LDA(AssignableModule):
         return self.concentration + total * hidden.softmax(-1)
 
     def em_steps(self, counts: Tensor) -> LDASteps:
-        """The E-step and M-step of variational EM."""
+        """The E-step and M-step of variational EM.
+
+        Args:
+            counts: Word counts, a sparse table `[N, V]`.
+
+        Raises:
+            ValueError: If there is an encoder, which EM would leave as it is.
+        """
+        if self.encoder is not None:
+            raise ValueError("EM has no use for an encoder: make the model without hidden=, or take lvm.fit")
         return LDASteps(self.topic_prior)
 
     @property
     def topics(self) -> Tensor:
         """The probabilities of the words in each topic, the posterior's mean, `[K, V]`."""
-        concentration = self.topic_concentration.detach()
-        return concentration / concentration.sum(-1, keepdim=True)
+        return _normalized(self.topic_concentration.detach())
 
     @torch.no_grad()
     def shares(self, documents: Any) -> Tensor:
@@ -183,8 +209,7 @@ class LDA(AssignableModule):
         Args:
             documents: What :meth:`as_data` takes.
         """
-        found = infer(self._values(), self._counts(documents)).shares
-        return (found / found.sum(-1, keepdim=True)).to(self.concentration.dtype)
+        return _normalized(infer(self._values(), self._counts(documents)).shares).to(self.concentration.dtype)
 
     @torch.no_grad()
     def bound(self, documents: Any) -> Tensor:
@@ -211,7 +236,8 @@ class LDA(AssignableModule):
     def initialize(self, documents: Any, seed: int = 0) -> LDA:
         r"""Start from topics near the distribution of all words.
 
-        Each :math:`\lambda_k` is drawn from gamma distributions with the mean of the words' counts over K.
+        Each :math:`\lambda_k` is drawn from gamma distributions with the mean of the words' counts over K. A model with
+        an encoder then takes ten passes of coordinate ascent, for an encoder learns little from topics that are alike.
 
         Args:
             documents: What :meth:`as_data` takes.
@@ -227,6 +253,12 @@ class LDA(AssignableModule):
         noise = rng.gamma(_START_SHAPE, 1 / _START_SHAPE, size=(self.num_topics, self.vocabulary_size))
         self.topic_concentration = self.topic_prior + total / self.num_topics * torch.as_tensor(noise)
         self.concentration = torch.full((self.num_topics,), 1 / self.num_topics)
+        if self.encoder is not None:
+            steps, params = LDASteps(self.topic_prior), self._values()
+            for _ in range(_START_PASSES):
+                params = steps.maximize(steps.expect(params, (counts,), None), params)
+            for name, value in params.items():
+                setattr(self, name, value)
         return self
 
     def _counts(self, documents: Any) -> Tensor:
@@ -246,6 +278,10 @@ class LDA(AssignableModule):
         values = counts.values()
         if not ((values >= 0) & (values < torch.inf)).all():
             raise ValueError("counts: expected finite numbers that are not negative")
+
+
+def _normalized(concentration: Tensor) -> Tensor:
+    return concentration / concentration.sum(-1, keepdim=True)
 
 
 def totals(counts: Tensor) -> Tensor:

@@ -49,7 +49,6 @@ class LDASteps(Steps):
 
     objective_name = "ELBO"
     monotone = False  # the E-step starts anew each time, lest early topics bind it, and may end at another maximum
-    sums_last = True
 
     def __init__(self, prior: float) -> None:
         self.prior = prior
@@ -137,18 +136,21 @@ def _settle(start: Tensor, prior: Tensor, weights: Tensor, counts: Tensor) -> tu
     """
     shares, active = start, torch.arange(len(start), device=start.device)
     here, by_topic, words, number = start, weights, weights.mT.contiguous(), counts
+    moving = torch.ones_like(active, dtype=torch.bool)  # a document that has settled waits for the others
     for _ in range(_MAX_ITER):
         topic = expected_log(here).exp_()
         ratio = number.unsqueeze(1) / torch.bmm(topic.unsqueeze(1), by_topic)
         new = torch.addcmul(prior, topic, torch.bmm(ratio, words).squeeze(1))
-        moving = (new - here).abs().mean(-1) > _TOLERANCE
-        here = new
+        gap = (new - here).abs().mean(-1)
+        here = torch.where(moving.unsqueeze(-1), new, here)
+        moving = moving & (gap > _TOLERANCE)
         left = int(moving.sum())
         if left <= len(active) // 2:
             shares = shares.index_copy(0, active, here)
             if not left:
                 break
-            active, here, by_topic, words, number = (t[moving] for t in (active, here, by_topic, words, number))
+            parts = (active, here, by_topic, words, number, moving)
+            active, here, by_topic, words, number, moving = (part[moving] for part in parts)
     else:
         shares = shares.index_copy(0, active, here)
     expected = torch.bmm(expected_log(shares).exp_().unsqueeze(1), weights).squeeze(1)
