@@ -1,6 +1,6 @@
 """Seconds of an iteration of EM by `lvm.fit_em`, and by other packages in the same run.
 
-    python benchmarks/em.py [--only mixtures restarts generic] [--threads 2] [--repeats 3]
+    python benchmarks/em.py [--only mixtures restarts generic hmm factors topics] [--threads 2] [--repeats 3]
 
 An iteration's seconds are the difference of a long fit and a short one from the same start, over the difference of
 their iterations: the best of several, for a busy machine only adds to them. Every figure of a mixture comes from a
@@ -22,6 +22,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from em_models import (
+    COLUMNS,
+    DOCUMENTS,
+    FACTORS,
+    FEATURES,
+    HMMS,
+    LATENTS,
+    LDAS,
+    LENGTH,
+    NUM_SEQUENCES,
+    ROWS,
+    STATES,
+    TOPICS,
+    VOCABULARY,
+    corpus,
+    factors,
+    sequences,
+)
 from sklearn.mixture import GaussianMixture as SklearnMixture
 
 import pyro_lvm as lvm
@@ -32,9 +50,12 @@ DTYPES = ("float64", "float32")
 SHORT, LONG = 2, 6
 
 
+def centres(D, K, dtype):
+    return 2 * torch.randn(K, D, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
 def data(N, D, K, dtype):
-    generator = torch.Generator().manual_seed(0)
-    locs = 2 * torch.randn(K, D, generator=generator, dtype=dtype)
+    generator, locs = torch.Generator().manual_seed(1), centres(D, K, dtype)
     x = torch.empty(N, D, dtype=dtype)
     for rows in x.split(10_000):  # a copy of the data would hide the memory of what follows
         rows.normal_(generator=generator).add_(locs[torch.randint(K, (len(rows),), generator=generator)])
@@ -42,8 +63,9 @@ def data(N, D, K, dtype):
 
 
 def start(x, K):
-    """Locs at some rows; weights alike, covariances of one."""
-    return x[torch.arange(K) * 7]
+    """Locs beside those of the data, so that no component is left with few rows; weights alike, covariances of one."""
+    noise = torch.randn(K, x.shape[1], generator=torch.Generator().manual_seed(2), dtype=x.dtype)
+    return centres(x.shape[1], K, x.dtype) + 0.5 * noise
 
 
 def ours(x, K, covariance, num_iter, e_step="auto", num_restarts=1):
@@ -93,6 +115,28 @@ def pomegranate(x, K, covariance, num_iter):
     mixture.fit(x)
     seconds = time.perf_counter() - begin
     return seconds, float(mixture.log_probability(x).sum(dtype=torch.float64))
+
+
+def chain(who, repeats):
+    hmm, x = sequences()
+    seconds, value = seconds_an_iteration(lambda n: HMMS[who](hmm, x, n), repeats, 2, 22)
+    return {"seconds": seconds, "value": value}
+
+
+def factor(who, repeats):
+    x = factors()
+    FACTORS[who](x[:2_000])
+    peak()
+    before = peak()
+    runs = [FACTORS[who](x) for _ in range(repeats)]
+    return {"seconds": min(seconds for seconds, _ in runs), "value": runs[0][1], "memory": peak() - before}
+
+
+def topic(who, repeats):
+    counts = corpus()
+    LDAS[who](counts[:100], 1)
+    runs = [(LDAS[who](counts, 2)[0], LDAS[who](counts, 7)) for _ in range(repeats)]
+    return {"seconds": min((more[0] - less) / 5 for less, more in runs), "value": runs[0][1][1]}
 
 
 WHO = {"ours": ours, "sklearn": sklearn, "pomegranate": pomegranate, "generic": generic}
@@ -187,7 +231,43 @@ def generic_steps(arguments):
             print(f"{N:8} {D:3} {K:3} {covariance:5}{dtype:9}{own:10.4f}{found:9.4f}{found / own:7.1f}", flush=True)
 
 
-SECTIONS = {"mixtures": mixtures, "restarts": restarts, "generic": generic_steps}
+def chains(arguments):
+    """Baum and Welch's algorithm, 20 iterations less those of a short fit."""
+    print(f"{NUM_SEQUENCES} sequences x {LENGTH}, K = {STATES}, D = {FEATURES}: seconds an iteration, log-likelihood")
+    _peers(arguments, "chain", HMMS, "{:.6f}")
+
+
+def factor_models(arguments):
+    """Whole fits from each one's own start, to a gain of 1e-6."""
+    print(f"{ROWS:,} x {COLUMNS}, {LATENTS} latents, float64: seconds of a fit, nats a row, MB beyond the data")
+    _peers(arguments, "factor", FACTORS, "{:.6f}")
+
+
+def topics(arguments):
+    """Passes over the documents, the third to the seventh, and the perplexity after seven."""
+    print(f"{DOCUMENTS:,} documents x {VOCABULARY:,} words, {TOPICS} topics: seconds a pass, perplexity")
+    _peers(arguments, "topic", LDAS, "{:.1f}")
+
+
+def _peers(arguments, task, who, form):
+    first = None
+    for name in who:
+        run = in_a_fresh_process(arguments, task, name)
+        first = first or run["seconds"]
+        memory = f"{run['memory']:8.0f}" if "memory" in run else ""
+        ratio = run["seconds"] / first
+        print(f"{name:24}{run['seconds']:9.4f}{ratio:8.1f} times ours  {form.format(run['value'])}{memory}", flush=True)
+
+
+TASKS = {"chain": chain, "factor": factor, "topic": topic}
+SECTIONS = {
+    "mixtures": mixtures,
+    "restarts": restarts,
+    "generic": generic_steps,
+    "hmm": chains,
+    "factors": factor_models,
+    "topics": topics,
+}
 
 
 def main():
@@ -199,8 +279,13 @@ def main():
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.work:
-        *task, dtype = arguments.work
-        print(json.dumps(work(*task, getattr(torch, dtype), arguments.repeats)))
+        name, *task = arguments.work
+        if name in TASKS:
+            found = TASKS[name](*task, arguments.repeats)
+        else:
+            *task, dtype = arguments.work
+            found = work(*task, getattr(torch, dtype), arguments.repeats)
+        print(json.dumps(found))
         return
     for name in arguments.only:
         SECTIONS[name](arguments)

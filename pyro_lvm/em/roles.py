@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -101,7 +102,7 @@ class Picked:
     index: Tensor
     link: Link
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """The parameters that it is picked from."""
         return self.items.owners(self.index)

@@ -219,6 +219,13 @@ def test_own_steps_take_the_path_of_the_program_as_a_loop():
         torch.testing.assert_close(own.params[name], value)
 
 
+def test_a_loop_of_five_hundred_steps_takes_the_path_of_own_steps():
+    x, _ = model_of("full").sample(3, 500, seed=5)
+    generic = lvm.fit_em(loop, x, max_iter=2, tol=0, progress=False)
+    own = lvm.fit_em(model_of("full"), x, max_iter=2, tol=0, progress=False)
+    np.testing.assert_allclose(own.objective, generic.objective, rtol=1e-10)
+
+
 def test_weights_are_repeated_sequences_and_batches_change_nothing():
     lengths = [10, 4, 7, 12]
     data = sequences_of("product", lengths)
