@@ -47,8 +47,8 @@ for name, model in models.items():
 # Filling in
 # ----------
 #
-# ``impute`` gives the mean of each missing entry given the others of its row. The measurements are standardised: an
-# error of 1 is as large as a measurement's variance, and that of column means comes to about as much.
+# ``impute`` gives the mean of each missing entry given the others of its row. The measurements are standardised, so
+# that a mean squared error of 1 is the variance of a measurement. That is about what column means come to.
 
 filled = {"column means": torch.where(holes, observed.nanmean(0), x)}
 filled |= {name: model.impute(observed) for name, model in models.items()}
@@ -58,8 +58,9 @@ for name, error in errors.items():
 
 # %%
 # What comes out depends on what is asked for. Measurements that hang together with others can be told from them; those
-# that do not cannot, and get about their mean. Left: every missing entry. Imputed values spread less than true ones, as
-# means do. Right: the error of each measurement.
+# that do not cannot, and get about their mean. Ash is filled in better by its mean: two latents have little room for
+# it. Left: every missing entry, and the line of equal values. Imputed values spread less than true ones, as means do.
+# Right: the error of each measurement.
 
 labels = [name.split("/")[0].replace("_", " ") for name in wine.feature_names]
 of_feature = {name: (error * holes).sum(0) / holes.sum(0) for name, error in errors.items()}
@@ -67,7 +68,7 @@ order = of_feature["factor analysis"].argsort(descending=True)
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
 left.axline((0, 0), slope=1, color="#888888", linewidth=1)
-for c, name in enumerate(wine.target_names):
+for c in range(3):
     chosen = holes & torch.as_tensor(wine.target == c)[:, None]
     values = filled["factor analysis"][chosen]
     left.plot(
@@ -91,8 +92,8 @@ plt.show()
 # -------
 #
 # ``latents`` places each wine by the entries that it has. Beside it is the map of the complete data, from the closed
-# form of the likelihood's maximum. A likelihood does not know the axes of its latents, so the one map is turned onto the
-# other, by the orthogonal matrix that brings them closest.
+# form of the likelihood's maximum. A likelihood does not know the axes of its latents, so the one map is turned onto
+# the other, by the orthogonal matrix that brings them closest.
 
 z = lvm.models.PPCA(2, D).double().closed_form(x).latents(x).numpy()
 z_holes = models["probabilistic PCA"].latents(observed).numpy()
@@ -100,12 +101,13 @@ z_holes = z_holes @ orthogonal_procrustes(z_holes, z)[0]
 print(f"distance between a wine's places: {np.linalg.norm(z - z_holes, axis=1).mean():.2f} on average")
 print(f"distance between two wines: {np.linalg.norm(z[:, None] - z, axis=-1).sum() / (N * (N - 1)):.2f} on average")
 
-figure, axes = plt.subplots(1, 2, figsize=(10, 4.8), sharex=True, sharey=True, layout="constrained")
+figure, axes = plt.subplots(1, 2, figsize=(9, 5.2), sharex=True, sharey=True, layout="constrained")
 titles = ["a fifth of the entries missing", "all entries"]
 for ax, title, values in zip(axes, titles, (z_holes, z), strict=True):
     lvm.plots.latent_map(values, [f"cultivar {c + 1}" for c in wine.target], ax=ax)
     ax.set_aspect("equal", adjustable="box")
     ax.set_title(title)
+    ax.label_outer()
 plt.show()
 
 # %%

@@ -4,7 +4,7 @@ Regimes of an economy
 
 An economy does well most of the time, and badly in spells. A hidden Markov model puts a state behind every quarter,
 which tends to last, and lets the quarter's numbers be Gaussian with a mean and a covariance of the state [1]_. Hamilton
-found the recessions of the United States in such a way [2]_. The data are quarterly, from 1959 to 2009.
+dated the recessions of the United States with a relative of this model [2]_. The data are quarterly, from 1959 to 2009.
 """
 
 import numpy as np
@@ -45,8 +45,9 @@ hmm = models[K]
 # What are they?
 # --------------
 #
-# One state is calm: growth near 4%, low inflation, and unemployment that falls a little. In the other growth is near
-# nothing, unemployment rises, and inflation is twice as high; and all three vary more.
+# One state is calm: growth near 4%, low inflation, and unemployment that falls a little. In the other, trouble, growth
+# is near nothing, unemployment rises, and inflation is twice as high; and all three vary about twice as much. Below are
+# their means and standard deviations.
 
 order = hmm.locs[:, 0].argsort(descending=True)
 locs = hmm.locs[order].detach()
@@ -56,11 +57,13 @@ path = order.argsort()[hmm.viterbi(x)[0]]
 probabilities = hmm.state_probs(x)[0][:, order]
 for k, state in enumerate(["calm", "trouble"]):
     numbers = ", ".join(f"{loc:.2f} ± {scale:.2f}" for loc, scale in zip(locs[k], scales[k], strict=True))
-    print(f"{state}: {(path == k).sum()} quarters, spells of {1 / (1 - stays[k]):.0f} on average; {numbers}")
+    print(f"{state}, {(path == k).sum()} quarters, lasts {1 / (1 - stays[k]):.0f} on average: {numbers}")
 
 # %%
 # The National Bureau of Economic Research dates recessions by hand. Here they are, from the quarter after each peak to
-# the quarter of the trough. The model has not seen them.
+# the quarter of the trough. The model has not seen them. It finds almost all of them, but trouble is not recession:
+# nearly half of its quarters lie elsewhere, most of them in the high inflation of 1973 and of 1977 to 1981. With two
+# states, whatever is not calm must be one thing.
 
 RECESSIONS = [(1960.25, 1961), (1969.75, 1970.75), (1973.75, 1975), (1980, 1980.5), (1981.5, 1982.75)]
 RECESSIONS += [(1990.5, 1991), (2001, 2001.75), (2007.75, 2009.25)]
@@ -74,8 +77,9 @@ print(f"of {trouble.sum()} quarters in the troubled state, {(recession & trouble
 # The regimes
 # -----------
 #
-# Orange is the troubled state: behind the series as the most probable path, and below as its probability given all
-# quarters. Black bars are the recessions. The step line is the mean of the state.
+# Orange is trouble: behind the series as the most probable path, and below as its probability given all quarters, later
+# ones included; the rest is the probability of calm. Black bars are the recessions. The blue line is the mean of the
+# state, and it shows where two states are too few: inflation was high in some of these spells, and below zero in 2008.
 
 colors = lvm.plots.COLORS[:2]
 figure, axes = plt.subplots(4, 1, figsize=(10, 8), sharex=True, height_ratios=[3, 3, 3, 2], layout="constrained")
@@ -83,11 +87,11 @@ for d, (ax, name) in enumerate(zip(axes, names, strict=False)):
     ax.plot(time, x[:, d], color="#444444", linewidth=1)
     ax.step(time, locs[path, d], where="post", color=colors[0], linewidth=1.5)
     ax.set_ylabel(name)
-axes[-1].stackplot(time, probabilities.T, colors=["white", colors[1]], step="post")
+axes[-1].fill_between(time, probabilities[:, 1], step="post", color=colors[1], linewidth=0)
 axes[-1].set(xlim=(1959, 2010), ylim=(0, 1), xlabel="year", ylabel="probability\nof trouble")
 for ax in axes:
     for peak, trough in RECESSIONS:
-        ax.axvspan(peak, trough + 0.25, ymin=0.96, color="black", linewidth=0)
+        ax.axvspan(peak, trough + 0.25, ymin=1.01, ymax=1.05, color="black", linewidth=0, clip_on=False)
     ax.spines[["top", "right"]].set_visible(False)
 for ax in axes[:-1]:
     top = ax.get_xaxis_transform()
@@ -115,7 +119,7 @@ for d, (ax, name) in enumerate(zip(axes, names, strict=True)):
     ax.fill_between(later, low, high, color=colors[0], alpha=0.2, linewidth=0, label="nine tenths")
     ax.fill_between(later, lower, upper, color=colors[0], alpha=0.4, linewidth=0, label="half")
     ax.plot(later, median, color=colors[0], label="median")
-    ax.set(xlabel="year", ylabel=name.replace("\n", " "))
+    ax.set(xlabel="year", ylabel=name)
     ax.spines[["top", "right"]].set_visible(False)
 axes[0].legend(frameon=False, loc="lower left")
 plt.show()

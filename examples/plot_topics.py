@@ -32,8 +32,9 @@ STOP_WORDS = """
     the and for that this with from are was not but can will has have been its which into any all one may must such than
     then them they when where whether only also other each same some more most does should would you your there both
     what how who use used using see none true false self return returns value values name default given called
-""".split()
+"""
 SKIPPED = {"test", "tests", "idle_test", "idlelib", "lib2to3", "site-packages", "encodings"}
+stop_words = set(STOP_WORDS.split())
 
 
 def words_of(path):
@@ -41,7 +42,7 @@ def words_of(path):
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     nodes = [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, kinds)]
     text = " ".join(ast.get_docstring(node) or "" for node in nodes).lower()
-    return [word for word in re.findall("[a-z]{3,}", text) if word not in STOP_WORDS]
+    return [word for word in re.findall("[a-z]{3,}", text) if word not in stop_words]
 
 
 library = Path(sysconfig.get_paths()["stdlib"])
@@ -63,18 +64,18 @@ print(f"{len(texts)} modules, {len(vocabulary):,} different words, {counts.sum()
 # -------
 #
 # A fifth of the modules is held out. Perplexity is about how many words a model hesitates between: its bound of the
-# log-density of a word, exponentiated; the lower the better. EM learns the topics, and how many of them a document mixes.
-# Online EM updates the topics after every 64 documents [2]_. Scikit-learn's topics are put into the same model, so that
-# the same bound judges them.
+# log-density of a word, with its sign changed and exponentiated; the lower the better. EM learns the topics, and how
+# many of them a document mixes. Online EM updates the topics after every 64 documents [2]_. Scikit-learn takes as many
+# iterations as EM; its topics are put into the same model, so that the same bound judges them.
 
 K = 10
 shuffled = np.random.default_rng(0).permutation(len(texts))
 held_out, train = counts[shuffled[: len(texts) // 5]], counts[shuffled[len(texts) // 5 :]]
 
 lda, online, theirs = (lvm.models.LDA(K, len(vocabulary)) for _ in range(3))
-lvm.fit_em(lda, train, tol=1e-3, max_iter=100, progress=False)
+result = lvm.fit_em(lda, train, tol=1e-3, max_iter=100, progress=False)
 lvm.fit_em(online, train, online=0.7, batch_size=64, max_iter=10, progress=False)
-scikit = LatentDirichletAllocation(K, learning_method="batch", max_iter=100, random_state=0).fit(train)
+scikit = LatentDirichletAllocation(K, learning_method="batch", max_iter=result.num_iter, random_state=0).fit(train)
 theirs.topic_concentration = torch.tensor(scikit.components_, dtype=torch.float32)
 theirs.concentration = torch.full((K,), scikit.doc_topic_prior_)
 
@@ -93,7 +94,7 @@ colors = lvm.plots.COLORS[:K]
 figure, axes = plt.subplots(2, 5, figsize=(12, 6), sharex=True, layout="constrained")
 for k, ax in enumerate(axes.flat):
     probabilities, words = lda.topics[k].topk(10)
-    ax.barh(vocabulary[words], 100 * probabilities, color=colors[k])
+    ax.barh(vocabulary[words], 100 * probabilities.numpy(), color=colors[k])
     ax.invert_yaxis()
     ax.set_title(f"topic {k}", color=colors[k], fontweight="bold")
     ax.tick_params(axis="y", length=0)
@@ -107,14 +108,17 @@ plt.show()
 #
 # The posterior means of the shares of the topics, in modules that many will know. Most have one or two.
 
-MODULES = ["argparse", "asyncio.tasks", "collections", "email.message", "http.client", "pickle", "shutil", "socketserver"]
-MODULES += ["threading", "tkinter.ttk", "turtle", "xml.etree.ElementTree"]
-shares = lda.shares(counts[[list(texts).index(module) for module in MODULES]]).numpy()
+KNOWN = """
+    argparse asyncio.tasks collections email.message http.client pickle shutil socketserver threading tkinter.ttk turtle
+    xml.etree.ElementTree
+"""
+modules = [module for module in KNOWN.split() if module in texts]  # some systems lack parts of the library
+shares = lda.shares(counts[[list(texts).index(module) for module in modules]]).numpy()
 
 figure, ax = plt.subplots(figsize=(10, 4.8), layout="constrained")
-before = np.zeros(len(MODULES))
+before = np.zeros(len(modules))
 for k in range(K):
-    bars = ax.barh(MODULES, 100 * shares[:, k], left=before, color=colors[k], edgecolor="white")
+    bars = ax.barh(modules, 100 * shares[:, k], left=before, color=colors[k], edgecolor="white")
     numbers = [str(k) if share > 0.04 else "" for share in shares[:, k]]
     ax.bar_label(bars, numbers, label_type="center", color="white", fontweight="bold")
     before += 100 * shares[:, k]

@@ -110,7 +110,7 @@ class MStep:
         """Maxima that constraints allow. Others stay where they are if there is patience, and are given up else."""
         fits = {name: self._constraints[name].check(value) for name, value in found.items()}
         if self.patient:
-            if together:
+            if together and found:
                 alike = len({fit.shape for fit in fits.values()}) == 1
                 both = torch.stack([fit if alike else fit.all() for fit in fits.values()]).all(0)
                 fits = {name: both.expand(value.shape) for name, value in found.items()}

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from pyro_lvm.models._chains import Packing
+from pyro_lvm.models._packing import Packing
 
 _FEWEST_SEGMENTS, _MOST_STATES = 4, 32  # for which cutting pays: it needs K times the operations
 

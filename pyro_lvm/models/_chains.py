@@ -1,8 +1,4 @@
-"""Hidden Markov chains, many at once: forward-backward, and the most probable path.
-
-The rows of all chains stand in one table, chain by chain. The recursions go through time, and at each moment through
-all chains that are not over yet. So the rows are packed first: by time, and at each time by chain, the longest first.
-"""
+"""Hidden Markov chains, many at once: forward-backward, and the most probable path."""
 
 from __future__ import annotations
 
@@ -10,37 +6,10 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.models._chain_cuts import messages, segments_of
+from pyro_lvm.models._packing import Packing
 
 _UNSAFE = 1e-30  # the chance of a row below which probabilities that were rounded to 0 may count
 _IMPOSSIBLE = -1e30  # nats
-
-
-class Packing:
-    """Rows of chains in the order of time.
-
-    Attributes:
-        chains: The chains by length, the longest first, ``[N]``.
-        order: The place of each packed row in the table, ``[M]``.
-        sizes: How many chains there are at each time.
-        ends: The last row of each chain among the packed rows, by the order of ``chains``, ``[N]``.
-
-    Args:
-        lengths: Of the chains, at least 1, ``[N]``. The rows of each follow on those of the one before.
-    """
-
-    def __init__(self, lengths: Tensor) -> None:
-        self.chains = lengths.argsort(descending=True, stable=True)
-        ordered = lengths[self.chains]
-        time = torch.arange(int(ordered[0]), device=lengths.device).unsqueeze(-1)
-        starts = (lengths.cumsum(0) - lengths)[self.chains]
-        self.order = (starts + time)[time < ordered]
-        sizes = (time < ordered).sum(-1)
-        self.sizes: list[int] = sizes.tolist()
-        self.ends = (sizes.cumsum(0) - sizes)[ordered - 1] + torch.arange(len(lengths), device=lengths.device)
-
-    def unpack(self, packed: Tensor) -> Tensor:
-        """Packed rows in the order of the table."""
-        return torch.empty_like(packed).index_copy_(0, self.order, packed)
 
 
 class Smoothed:

@@ -1,5 +1,7 @@
 """Latent Dirichlet allocation: brute force on single words, scikit-learn, and topics that made the data."""
 
+from pydoc_data.topics import topics as help_texts
+
 import numpy as np
 import pyro
 import pytest
@@ -9,6 +11,7 @@ from scipy import sparse as scipy_sparse
 from scipy.optimize import linear_sum_assignment
 from scipy.special import digamma, gammaln
 from sklearn.decomposition import LatentDirichletAllocation
+from sklearn.feature_extraction.text import CountVectorizer
 
 import pyro_lvm as lvm
 from pyro_lvm import sparse
@@ -294,3 +297,21 @@ def test_a_model_finds_its_store_clean(corpus):
     counts, _ = corpus
     fitted(counts, max_iter=1)
     assert not list(pyro.get_param_store())
+
+
+# A real corpus ----------------------------------------------------------------------------------------------------
+
+
+def test_held_out_perplexity_of_pythons_own_help_is_no_worse_than_scikit_learns():
+    texts = [part for text in help_texts.values() for part in text.split("\n\n")]
+    counts = CountVectorizer(min_df=5, max_df=0.2, token_pattern="[a-z]{3,}").fit_transform(texts)
+    counts = counts[np.asarray(counts.sum(1)).ravel() >= 10]
+    train, held_out = counts[np.arange(counts.shape[0]) % 5 > 0], counts[::5]
+    ours, theirs = [], []
+    for seed in range(3):
+        model = LDA(8, counts.shape[1]).initialize(train, seed=seed)
+        em = lvm.fit_em(model, train, tol=1e-3, max_iter=60, progress=False)
+        peer = LatentDirichletAllocation(8, max_iter=em.num_iter, random_state=seed).fit(train)
+        ours.append(model.perplexity(held_out))
+        theirs.append(peer.perplexity(held_out))
+    assert np.mean(ours) <= np.mean(theirs), (ours, theirs)

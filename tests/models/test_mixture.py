@@ -440,7 +440,7 @@ def test_items_alike_share_a_parameter():
         (
             lambda: Mixture(2, "cauchy"),
             ValueError,
-            "family: expected one of 'poisson', 'multinomial', .*, got 'cauchy'",
+            "family: expected one of 'gaussian', 'poisson', .*, got 'cauchy'",
         ),
         (lambda: Mixture(2, "poisson"), TypeError, "num_features"),
         (lambda: Mixture(2, "poisson", num_features=2, total_count=3), TypeError, "total_count"),
