@@ -95,7 +95,7 @@ for ax in axes:
     ax.spines[["top", "right"]].set_visible(False)
 for ax in axes[:-1]:
     top = ax.get_xaxis_transform()
-    ax.fill_between(time, 0, 1, where=trouble, step="post", transform=top, color=colors[1], alpha=0.25, linewidth=0)
+    ax.fill_between(time, path == 1, step="post", transform=top, color=colors[1], alpha=0.25, linewidth=0)
 plt.show()
 
 # %%

@@ -63,14 +63,30 @@ def _dirichlet(a: Tensor, mean_log: Tensor) -> Tensor:
     return torch.lgamma(a.sum(-1)) - torch.lgamma(a).sum(-1) + ((a - 1) * mean_log).sum(-1)
 
 
-def negative_binomial_count(histogram: Tensor, largest: float) -> Tensor:
+def beta_of_sum(total: Tensor, mean_log: Tensor) -> Tensor:
+    """The concentrations of beta distributions with a known sum that have the largest likelihood.
+
+    Args:
+        total: The sum, ``[...]``.
+        mean_log: Of the logarithms of the observations and of one minus these, ``[..., 2]``.
+    """
+    wanted = mean_log[..., 0] - mean_log[..., 1]
+    low, high = torch.zeros_like(total), torch.ones_like(total)
+    for _ in range(_ITERATIONS):
+        mean = (low + high) / 2
+        rising = torch.digamma(mean * total) - torch.digamma((1 - mean) * total) < wanted
+        low, high = torch.where(rising, mean, low), torch.where(rising, high, mean)
+    return torch.stack([mean * total, (1 - mean) * total], -1)
+
+
+def negative_binomial_count(histogram: Tensor, largest: Tensor) -> Tensor:
     """The total count r of negative binomials with the largest likelihood, their probabilities at its maximum given r.
 
     Where the counts vary no more than a Poisson's, the likelihood rises with r for ever.
 
     Args:
         histogram: How often each count from 0 on was observed, ``[..., M]``.
-        largest: The largest r.
+        largest: The largest r, ``[...]``.
     """
     counts = torch.arange(histogram.shape[-1], dtype=histogram.dtype, device=histogram.device)
     total = histogram.sum(-1)
@@ -80,7 +96,7 @@ def negative_binomial_count(histogram: Tensor, largest: float) -> Tensor:
         terms = torch.digamma(counts + r.unsqueeze(-1)) - torch.digamma(r).unsqueeze(-1)
         return (histogram * terms).sum(-1) / total - (mean / r).log1p()
 
-    low, high = torch.full_like(mean, 1e-8).log(), torch.full_like(mean, largest).log()
+    low, high = torch.full_like(mean, 1e-8).log(), largest.log()
     for _ in range(_ITERATIONS):
         middle = (low + high) / 2
         rising = slope(middle.exp()) > 0

@@ -237,7 +237,7 @@ def fit_em(
             restart_params=best.all_params,
             refilled=best.refilled,
             latents=latent_rules | dict.fromkeys(program.sites.latent if em is not None else (), integrated),
-            rules=steps.rules | (steps.remarks(best.theta) if own else {}),
+            rules=steps.rules | steps.remarks(best.theta),
             own_steps=own,
             asked=None if latents is None else list(latents),
             missing=missing,

@@ -19,6 +19,7 @@ from pyro_lvm.em.use import Use, base
 from pyro_lvm.newton import dirichlet_concentration
 from pyro_lvm.sites import Site
 
+_LEAST_SHARE = 1e-18  # of a feature's variance, that of an exponential distribution
 _NEAR = 1e-3  # of a limit: so near to it a maximum is held by it
 Values = dict[str, Tensor]  # something for each item, by argument
 
@@ -101,12 +102,12 @@ def placed(values: Tensor, index: Tensor, count: int) -> Tensor:
 class Ratio(Form):
     """Rates and probabilities: ``a log v - b v`` and ``a log v + (b - a) log(1 - v)`` are largest at a / b.
 
-    The rate of an exponential distribution has an upper limit, beyond which its variance would be below the floor.
+    The rate of an exponential distribution has an upper limit, lest it grows for ever on rows of zero.
     """
 
     def __init__(self, argument: str, items: Items, row_dim: int | None) -> None:
         self.argument, self.items = argument, {argument: items}
-        self.floors = Floors(items.count, row_dim)
+        self.floors = Floors(items.count, row_dim, _LEAST_SHARE)
 
     def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
         """a and b, ``[I, 2]``."""

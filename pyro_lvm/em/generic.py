@@ -164,6 +164,14 @@ class GenericSteps:
                 f"{self.rules[others[0]]}"
             )
 
+    def remarks(self, theta: Theta) -> dict[str, str]:
+        """The rules of parameters that are held on a boundary there."""
+        if not any(mask.any() for form in self.plan.forms.values() for mask in form.floored.values()):
+            return {}
+        with torch.no_grad():
+            self.m_step.closed(self.sweep(theta)[1].sums, theta)
+        return {n: f"{self.rules[n]}; held at its limit" for n in self.plan.closed if self.plan.is_floored(n)}
+
     def refill(self, theta: Theta, empty: list[Empty]) -> Theta:
         """Parameters at which empty components have rows: some alike that the model explains badly."""
         assert self.components is not None

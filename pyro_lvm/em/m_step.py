@@ -20,6 +20,7 @@ Sums = dict[str, Tensor]
 Expected = tuple[Batch, Expectation]  # rows, and the E-step on them
 Objective = Callable[[Theta, Iterable[Expected]], Iterator[Tensor]]  # a number in nats, as a sum over batches
 
+_PLAIN = ("identity", "exp", "sigmoid", "softmax")  # links through which the smallest number goes
 _SEARCH_STEPS = 50
 _MANY_COEFFICIENTS = 300  # of least squares, whose Hessian is not written down
 _NUMBERS_AT_ONCE = 5_000_000  # of the derivatives of a batch of rows by some coefficients
@@ -103,7 +104,8 @@ class MStep:
         link, check = self.plan.links[name], self._constraints[name].check
         found = link.inverse(value).to(dtype)
         if (value >= 0).all() and not (found.isfinite().all() and check(found).all()):
-            found = link.inverse(value.clamp(min=torch.finfo(dtype).tiny)).to(dtype)
+            least = torch.finfo(dtype).tiny
+            found = link.inverse(value.clamp(min=least if link.name in _PLAIN else least**0.5)).to(dtype)
         return found.clamp(max=-math.log(torch.finfo(dtype).tiny)) if link.name == "sigmoid" else found
 
     def _allowed(self, found: Theta, theta: Theta, together: bool) -> Theta:
@@ -113,7 +115,7 @@ class MStep:
             if together and found:
                 alike = len({fit.shape for fit in fits.values()}) == 1
                 both = torch.stack([fit if alike else fit.all() for fit in fits.values()]).all(0)
-                fits = {name: both.expand(value.shape) for name, value in found.items()}
+                fits = {n: both[(..., *[None] * (v.dim() - both.dim()))].expand(v.shape) for n, v in found.items()}
             whole = [name for name, fit in fits.items() if fit.shape != found[name].shape]
             return {n: v if n in whole else torch.where(fits[n], v, theta[n]) for n, v in found.items()}
         for name, value in found.items():

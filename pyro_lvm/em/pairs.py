@@ -13,14 +13,13 @@ from pyro_lvm.em.forms import Form, Values, observed, placed
 from pyro_lvm.em.roles import Items
 from pyro_lvm.em.sums import histograms, scatters, weighted_sums
 from pyro_lvm.em.use import Use
-from pyro_lvm.newton import dirichlet_concentration, gamma_concentration, negative_binomial_count
+from pyro_lvm.newton import beta_of_sum, dirichlet_concentration, gamma_concentration, negative_binomial_count
 from pyro_lvm.sites import Site
 
 _CROSSED_ITERATIONS = 500
 _NEAR = 1e-3  # of a floor: so near to it a maximum is held by it
-_BISECTIONS = 60
-# Where single precision does not suffice for the logarithms of gamma functions:
-_SHARE = {torch.float64: 1e-6, torch.float32: 1e-3}  # of a feature's variance that a gamma or beta must have
+# Single precision does not suffice for the logarithms of gamma functions of large numbers.
+_LARGEST = {torch.float64: 1e6, torch.float32: 1e3}  # concentration of a gamma, or sum of those of a beta
 _LARGEST_COUNT = {torch.float64: 1e6, torch.float32: 300.0}  # of a negative binomial, which is nearly a Poisson there
 
 
@@ -232,8 +231,9 @@ def _floored(matrices: Tensor, floors: Tensor) -> tuple[Tensor, Tensor]:
 class Matched(Paired):
     """Families whose two arguments come in pairs: gamma, beta and negative binomial distributions.
 
-    An item of several pairs is entangled with its partners. No variance of a gamma or beta distribution falls below the
-    floor. The total count of a negative binomial has a largest value, where it is as good as a Poisson.
+    An item of several pairs is entangled with its partners. The concentration of a gamma distribution, the sum of those
+    of a beta, and the total count of a negative binomial have an upper limit: a component could else shrink onto a
+    value that rows share, and a negative binomial be a Poisson. The maximum under the limit is exact.
     """
 
     together = True
@@ -241,7 +241,8 @@ class Matched(Paired):
 
     def __init__(self, form: str, arguments: list[str], items: Items, row_dim: int | None, dtype: torch.dtype) -> None:
         self.form, self.items, self.pairs = form, dict.fromkeys(arguments, items), Pairs()
-        self.floors, self.largest_count = Floors(items.count, row_dim, _SHARE[dtype]), _LARGEST_COUNT[dtype]
+        self.largest, self.largest_count = _LARGEST[dtype], _LARGEST_COUNT[dtype]
+        self.floors = Floors(items.count, row_dim, 1 / self.largest)
 
     @property
     def entangled(self) -> set[str]:
@@ -254,8 +255,8 @@ class Matched(Paired):
         _, statistics, weights = observed(use, site, weights)
         rows = self.pairs.rows(*map(use.index, self.items))
         if self.form != "negative_binomial":
-            x = statistics[1] if self.form == "gamma" else statistics[1].exp()
-            self.floors.see(site, use.index(next(iter(self.items))), weights, x.double())
+            scale_free = statistics[2] if self.form == "gamma" else statistics[1] - statistics[2]
+            self.floors.see(site, use.index(next(iter(self.items))), weights, scale_free.double())
         if self.form == "negative_binomial":
             (x,) = statistics
             found = histograms(weights, x.long(), rows.shape, int(x.max()) + 1)
@@ -274,42 +275,27 @@ class Matched(Paired):
         moved = free[name][of_first] & free[other][of_second] & (weight > 0)
         of_first, of_second, found = of_first[moved], of_second[moved], sums[moved]
         if self.form == "negative_binomial":
-            count = negative_binomial_count(found, self.largest_count)
+            limit = first[of_first].clamp(min=self.largest_count)
+            count = negative_binomial_count(found, limit)
             mean = (found @ torch.arange(found.shape[-1], dtype=found.dtype)) / found.sum(-1)
-            new, held = (count, mean / (mean + count)), count >= self.largest_count * (1 - _NEAR)
+            new, held = (count, mean / (mean + count)), count >= limit * (1 - _NEAR)
         elif self.form == "gamma":
             n, x, log_x = found.unbind(-1)
-            mean = x / n
-            old = first[of_first] / second[of_second].square()
-            limit = mean.square() / torch.minimum(self.floors.values[of_first], old)
-            concentration = torch.minimum(gamma_concentration(mean, log_x / n), limit)
-            held = concentration >= limit * (1 - _NEAR)
-            new = concentration, concentration / mean
+            limit = torch.maximum(self._limits()[of_first], first[of_first])
+            concentration = torch.minimum(gamma_concentration(x / n, log_x / n), limit)
+            new, held = (concentration, concentration * n / x), concentration >= limit * (1 - _NEAR)
         else:
             start = torch.stack([first[of_first], second[of_second]], -1)
-            end = dirichlet_concentration(start, found[:, 1:] / found[:, :1])
-            end, held = _towards(start, end, self.floors.values[of_first])
+            logs = found[:, 1:] / found[:, :1]
+            end = dirichlet_concentration(start, logs)
+            limit = torch.maximum(self._limits()[of_first], start.sum(-1))
+            held = end.sum(-1) >= limit * (1 - _NEAR)
+            end = torch.where(held.unsqueeze(-1), beta_of_sum(limit, logs), end)
             new = end.unbind(-1)  # type: ignore[assignment]
         mask = torch.zeros(len(first), dtype=torch.bool)
         self.floored = {name: mask.index_put((of_first,), held), other: mask.index_put((of_second,), held)}
         return {name: first.index_put((of_first,), new[0]), other: second.index_put((of_second,), new[1])}
 
-
-def _towards(start: Tensor, end: Tensor, floors: Tensor) -> tuple[Tensor, Tensor]:
-    """From concentrations of beta distributions as far to others as variances allow, and which are not reached.
-
-    The log-likelihood is concave in the concentrations, so that it rises along the way to its maximum.
-    """
-    least = torch.minimum(floors, _beta_variance(start))
-    held = _beta_variance(end) < least
-    low, high = torch.zeros_like(floors), torch.ones_like(floors)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        there = _beta_variance(start + middle.unsqueeze(-1) * (end - start)) >= least
-        low, high = torch.where(there, middle, low), torch.where(there, high, middle)
-    return torch.where(held.unsqueeze(-1), start + low.unsqueeze(-1) * (end - start), end), held
-
-
-def _beta_variance(concentrations: Tensor) -> Tensor:
-    total = concentrations.sum(-1)
-    return concentrations.prod(-1) / (total.square() * (total + 1))
+    def _limits(self) -> Tensor:
+        """The largest concentrations: a million, or as many times more as all observations vary little together."""
+        return (1 / self.floors.values).clamp(min=self.largest)

@@ -15,6 +15,7 @@ from pyro_lvm import randomness
 Theta = dict[str, Tensor]  # constrained values of parameters, by name
 
 ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-10}  # of the size of the objective
+_ROUNDING_A_ROW = {torch.float32: 5e-4, torch.float64: 1e-10}  # nats: terms of a log-density may be larger than it is
 EMPTY = 1e-3  # the rows that a component must have
 _MOST_REFILLS = 10  # iterations that may fill empty components again, lest a run goes on for ever
 
@@ -207,7 +208,7 @@ class Run:
             )
         before = self._values[-1]
         dtype = next(iter(self.theta.values())).dtype
-        allowed = ROUNDING[dtype] * before.abs().clamp(min=self.num_rows)
+        allowed = (ROUNDING[dtype] * before.abs()).clamp(min=_ROUNDING_A_ROW[dtype] * self.num_rows)
         if may_fall or not self.steps.monotone:
             return
         fell = ~(value >= before - allowed)

@@ -82,6 +82,10 @@ class VariationalSteps:
         how = "L-BFGS on the ELBO" if self.monotone else "Adam on the ELBO"
         return self.inner.rules | dict.fromkeys(self._of_guide, how)
 
+    def remarks(self, theta: Theta) -> dict[str, str]:
+        """Nothing to say of where parameters have ended."""
+        return {}
+
     def sweep(self, theta: Theta) -> tuple[Tensor, None]:
         """The ELBO at ``theta``."""
         with torch.no_grad():

@@ -66,6 +66,8 @@ class LDA(AssignableModule):
         num_topics: Number of topics, :math:`K`.
         vocabulary_size: Number of words, :math:`V`.
         topic_prior: :math:`\eta`. None takes :math:`1 / K`.
+        share_prior: Each :math:`\alpha_k`, held there by EM. None starts at :math:`1 / K` and learns them, which may be
+            too sure of the topics of documents with few words.
         hidden: Widths of the encoder's hidden layers, at least one; no encoder, if None.
 
     Raises:
@@ -95,13 +97,15 @@ class LDA(AssignableModule):
         num_topics: int,
         vocabulary_size: int,
         topic_prior: float | None = None,
+        share_prior: float | None = None,
         hidden: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.num_topics = K = check_count("num_topics", num_topics)
         self.vocabulary_size = V = check_count("vocabulary_size", vocabulary_size)
         self.topic_prior = 1 / K if topic_prior is None else check_positive("topic_prior", topic_prior)
-        self._add_param("concentration", torch.full((K,), 1 / K), constraints.positive)
+        self.share_prior = None if share_prior is None else check_positive("share_prior", share_prior)
+        self._add_param("concentration", torch.full((K,), self.share_prior or 1 / K), constraints.positive)
         self._add_param("topic_concentration", 1 + 0.1 * torch.rand(K, V), constraints.positive)
         self.encoder = None if hidden is None else MLP(V, hidden, K)
         if hidden is not None and not hidden:
@@ -195,7 +199,7 @@ class LDA(AssignableModule):
         """
         if self.encoder is not None:
             raise ValueError("EM has no use for an encoder: make the model without hidden=, or take lvm.fit")
-        return LDASteps(self.topic_prior)
+        return LDASteps(self.topic_prior, self.share_prior is None)
 
     @property
     def topics(self) -> Tensor:
@@ -225,7 +229,9 @@ class LDA(AssignableModule):
         return found.to(self.concentration.dtype)
 
     def perplexity(self, documents: Any) -> float:
-        """The exponential of minus the bound of :meth:`bound` per word, the lower the better; scikit-learn's too.
+        """The exponential of minus the bound of :meth:`bound` per word; the lower, the better.
+
+        Scikit-learn's has the divergence of the topics from their prior in it too, over however few words.
 
         Args:
             documents: What :meth:`as_data` takes.
@@ -234,9 +240,9 @@ class LDA(AssignableModule):
         return math.exp(-float(self.bound(counts).double().sum() / counts.values().double().sum()))
 
     def initialize(self, documents: Any, seed: int = 0) -> LDA:
-        r"""Start from topics near the distribution of all words.
+        r"""Start from topics near the uniform distribution.
 
-        Each :math:`\lambda_k` is drawn from gamma distributions with the mean of the words' counts over K. A model with
+        Each :math:`\lambda_{kv}` is drawn from a gamma distribution of mean 1 and standard deviation 0.1. A model with
         an encoder then takes ten passes of coordinate ascent, for an encoder learns little from topics that are alike.
 
         Args:
@@ -247,14 +253,12 @@ class LDA(AssignableModule):
             The model itself.
         """
         counts = self._counts(documents)
-        total = torch.zeros(self.vocabulary_size, dtype=torch.float64)
-        total.index_add_(0, counts.col_indices().cpu(), counts.values().cpu().double())
         rng = np.random.default_rng(check_seed(seed))
         noise = rng.gamma(_START_SHAPE, 1 / _START_SHAPE, size=(self.num_topics, self.vocabulary_size))
-        self.topic_concentration = self.topic_prior + total / self.num_topics * torch.as_tensor(noise)
-        self.concentration = torch.full((self.num_topics,), 1 / self.num_topics)
+        self.topic_concentration = torch.as_tensor(noise)
+        self.concentration = torch.full((self.num_topics,), self.share_prior or 1 / self.num_topics)
         if self.encoder is not None:
-            steps, params = LDASteps(self.topic_prior), self._values()
+            steps, params = LDASteps(self.topic_prior, self.share_prior is None), self._values()
             for _ in range(_START_PASSES):
                 params = steps.maximize(steps.expect(params, (counts,), None), params)
             for name, value in params.items():

@@ -41,6 +41,7 @@ class LDASteps(Steps):
 
     Args:
         prior: The concentration of the topics' prior.
+        learns_concentration: Whether that of the documents' prior moves.
 
     References:
         D. M. Blei, A. Y. Ng and M. I. Jordan, "Latent Dirichlet allocation" (2003): figure 6 and appendix A.
@@ -50,8 +51,8 @@ class LDASteps(Steps):
     objective_name = "ELBO"
     monotone = False  # the E-step starts anew each time, lest early topics bind it, and may end at another maximum
 
-    def __init__(self, prior: float) -> None:
-        self.prior = prior
+    def __init__(self, prior: float, learns_concentration: bool = True) -> None:
+        self.prior, self.learns_concentration = prior, learns_concentration
 
     def expect(self, params: Params, args: tuple[Any, ...], weight: Tensor | None) -> Sums:
         """See `Steps.expect`."""
@@ -76,10 +77,9 @@ class LDASteps(Steps):
     def maximize(self, sums: Sums, params: Params) -> Params:
         """See `Steps.maximize`."""
         old = params["concentration"].double()
-        new = {
-            "topic_concentration": self.prior + sums["words"],
-            "concentration": dirichlet_concentration(old, sums["log_shares"] / sums["documents"]),
-        }
+        new = {"topic_concentration": self.prior + sums["words"]}
+        if self.learns_concentration:
+            new["concentration"] = dirichlet_concentration(old, sums["log_shares"] / sums["documents"])
         return {name: new.get(name, value).to(value.dtype) for name, value in params.items()}
 
     def component_axes(self, params: Params) -> dict[str, tuple[int, ...]]:

@@ -121,9 +121,13 @@ def test_ties_make_no_spikes(name, dtype):
 
     found = lvm.fit_em(model, x, max_iter=2000, progress=False)
     a, b = found.params["a"].double(), found.params.get("b", torch.ones(())).double()
-    variance = {"gamma": a / b**2, "beta": a * b / ((a + b) ** 2 * (a + b + 1)), "exponential": a**-2}[name]
-    share = 1e-3 if dtype is torch.float32 and name != "exponential" else 1e-6
-    assert variance.min() >= share * x.double().var(correction=0) * (1 - 1e-4)
+    size, y = {"gamma": a, "beta": a + b, "exponential": a}[name], x.double()
+    spread = {"gamma": y.log(), "beta": (y / (1 - y)).log(), "exponential": y}[name].var(correction=0)
+    largest = max(1, 1 / spread) * (1e6 if dtype is torch.float64 else 1e3)
+    largest = 1e9 / spread**0.5 if name == "exponential" else largest
+    assert size.max() <= largest * (1 + 1e-4)
+    if size.max() >= largest * (1 - 1e-4):
+        assert "held at its limit" in found.summary()
     expected, _ = pyros_log_density(model, found.params, x)
     assert found.objective[-1].item() == pytest.approx(expected.item(), rel=1e-9 if dtype is torch.float64 else 1e-3)
     assert "L-BFGS" not in found.summary()
@@ -131,12 +135,91 @@ def test_ties_make_no_spikes(name, dtype):
         assert found.converged
 
 
+SCALES = {
+    "gamma": (dist.Gamma, [(5.0, 500.0), (2.0, 0.1)], [(1.0, 1.0), (1.0, 0.05)]),
+    "beta": (dist.Beta, [(5.0, 500.0), (4.0, 2.0)], [(1.0, 10.0), (2.0, 1.0)]),
+    "exponential": (dist.Exponential, [(1000.0,), (0.01,)], [(100.0,), (0.1,)]),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", SCALES)
+def test_components_of_other_scales_are_found(name, dtype):
+    """What is small beside all the rows is no spike."""
+    kind, true, start = SCALES[name]
+    x = torch.cat([kind(*map(torch.tensor, values)).sample((300,)) for values in true]).to(dtype)
+
+    def model(x):
+        w = pyro.param("w", torch.full((2,), 0.5, dtype=dtype), constraint=constraints.simplex)
+        arguments = [
+            pyro.param(f"a{i}", torch.tensor(values, dtype=dtype), constraint=constraints.positive)
+            for i, values in enumerate(zip(*start, strict=True))
+        ]
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Categorical(w))
+            pyro.sample("x", kind(*(a[z] for a in arguments)), obs=x)
+
+    found, searched = (lvm.fit_em(model, x, m_step=how, progress=False) for how in ("auto", "numeric"))
+    assert found.converged
+    assert found.objective[-1].item() >= searched.objective[-1].item() - 1e-3 * len(x)
+    assert "held" not in found.summary()
+    first, *rest = (found.params[f"a{i}"].double() for i in range(len(start[0])))
+    means = {"gamma": lambda a, b: a / b, "beta": lambda a, b: a / (a + b), "exponential": lambda a: 1 / a}[name]
+    expected = means(*torch.tensor(true).double().T)
+    torch.testing.assert_close(means(first, *rest), expected, rtol=0.25, atol=0.0)
+
+
+def test_beta_under_its_limit_is_at_the_top():
+    """One value alone: the best of all distributions with the largest sum has its mean next to it."""
+    x = torch.full((50,), 0.3)
+
+    def model(x):
+        a = pyro.param("a", torch.tensor(20.0), constraint=constraints.positive)
+        b = pyro.param("b", torch.tensor(5.0), constraint=constraints.positive)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Beta(a, b), obs=x)
+
+    found = fit(model, x)
+    a, b = found.params["a"].item(), found.params["b"].item()
+    assert a + b == pytest.approx(1e6)
+    grid = np.linspace(0.299, 0.301, 20_001)
+    best = stats.beta(1e6 * grid, 1e6 * (1 - grid)).logpdf(0.3).max()
+    assert stats.beta(a, b).logpdf(0.3) >= best - 1e-6
+
+
+def test_negative_binomial_that_starts_beyond_its_limit_does_not_fall():
+    x = torch.poisson(torch.full((2000,), 20.0)).float()
+
+    def model(x):
+        r = pyro.param("r", torch.tensor(2000.0).float(), constraint=constraints.positive)
+        p = pyro.param("p", torch.tensor(20 / 2020).float(), constraint=constraints.unit_interval)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.NegativeBinomial(r, probs=p), obs=x)
+
+    assert lvm.fit_em(model, x, progress=False).converged
+
+
+def test_online_em_of_pairs_with_constraints_of_events():
+    _, x = mixture_of_two("gamma", 10.0)
+
+    def rows(x):
+        bounded = constraints.independent(constraints.interval(0.1, 10.0), 1)
+        a = pyro.param("a", torch.ones(2, 1), constraint=bounded)
+        b = pyro.param("b", torch.tensor([[1.0], [0.2]]), constraint=bounded)
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.5, 0.5])))
+            pyro.sample("x", dist.Gamma(a[z], b[z]).to_event(1), obs=x)
+
+    found = lvm.fit_em(rows, x.unsqueeze(-1), online=0.7, batch_size=50, max_iter=3, progress=False)
+    assert (found.params["a"] < 10).all()
+
+
 def counts_of_digits():
     x = load_digits().data
     return torch.tensor(x[:300, x[:300].sum(0) > 0])
 
 
-@pytest.mark.parametrize("link", ["rate", "exp"])
+@pytest.mark.parametrize("link", ["rate", "exp", "softplus"])
 def test_rates_of_zero_keep_their_closed_form(link):
     x, K = counts_of_digits(), 4
     start = 1 + torch.rand(K, x.shape[1], generator=torch.Generator().manual_seed(1)).double()
@@ -145,6 +228,8 @@ def test_rates_of_zero_keep_their_closed_form(link):
         w = pyro.param("w", torch.full((K,), 0.25).double(), constraint=constraints.simplex)
         if link == "exp":
             rate = pyro.param("rate", start.log()).exp()
+        elif link == "softplus":
+            rate = torch.nn.functional.softplus(pyro.param("rate", start.expm1().log()))
         else:
             rate = pyro.param("rate", start, constraint=constraints.positive)
         with pyro.plate("rows", len(x)):

@@ -44,6 +44,14 @@ def fitted(counts, **options):
     return model, lvm.fit_em(model, counts, progress=False, **{"tol": 1e-4, "max_iter": 200, **options})
 
 
+def as_ours(peer):
+    """Scikit-learn's topics in a model of ours, so that the same bound judges them."""
+    model = LDA(*peer.components_.shape).double()
+    model.topic_concentration = torch.as_tensor(peer.components_)
+    model.concentration = torch.full((model.num_topics,), peer.doc_topic_prior_)
+    return model
+
+
 # The E-step ---------------------------------------------------------------------------------------------------
 
 
@@ -129,7 +137,19 @@ def test_perplexity_is_no_worse_than_scikit_learns(corpus):
     counts, _ = corpus
     model, em = fitted(counts[:200])
     theirs = LatentDirichletAllocation(K, max_iter=em.num_iter, random_state=0).fit(counts[:200])
-    assert model.perplexity(counts[200:]) <= theirs.perplexity(counts[200:])
+    assert model.perplexity(counts[200:]) <= as_ours(theirs).perplexity(counts[200:])
+
+
+def test_perplexity_is_scikit_learns_but_for_the_topics(corpus):
+    """Theirs has the divergence of the topics from their prior in it, too."""
+    counts, _ = corpus
+    peer = LatentDirichletAllocation(K, max_iter=5, random_state=0).fit(counts[:200].astype(float))
+    posterior, prior = (
+        torch.distributions.Dirichlet(torch.as_tensor(a)) for a in (peer.components_, np.full((K, V), 1 / K))
+    )
+    divergence = torch.distributions.kl_divergence(posterior, prior).sum().item()
+    expected = np.log(peer.perplexity(counts[200:])) - divergence / counts[200:].sum()
+    assert np.log(as_ours(peer).perplexity(counts[200:])) == pytest.approx(expected, abs=1e-4)
 
 
 def test_concentration_is_that_of_newtons_method(corpus):
@@ -274,6 +294,7 @@ def test_wrong_documents_are_refused(documents, error, message):
         ((K, 2.5), {}, TypeError),
         ((K, V), {"topic_prior": 0.0}, ValueError),
         ((K, V), {"topic_prior": "a"}, TypeError),
+        ((K, V), {"share_prior": -1.0}, ValueError),
         ((K, V), {"hidden": ()}, ValueError),
         ((K, V), {"hidden": 5}, TypeError),
     ],
@@ -309,9 +330,9 @@ def test_held_out_perplexity_of_pythons_own_help_is_no_worse_than_scikit_learns(
     train, held_out = counts[np.arange(counts.shape[0]) % 5 > 0], counts[::5]
     ours, theirs = [], []
     for seed in range(3):
-        model = LDA(8, counts.shape[1]).initialize(train, seed=seed)
+        model = LDA(8, counts.shape[1], share_prior=1 / 8).initialize(train, seed=seed)
         em = lvm.fit_em(model, train, tol=1e-3, max_iter=60, progress=False)
         peer = LatentDirichletAllocation(8, max_iter=em.num_iter, random_state=seed).fit(train)
         ours.append(model.perplexity(held_out))
-        theirs.append(peer.perplexity(held_out))
+        theirs.append(as_ours(peer).perplexity(held_out))
     assert np.mean(ours) <= np.mean(theirs), (ours, theirs)
