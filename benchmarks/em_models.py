@@ -88,7 +88,7 @@ def our_factors(model):
     def fit(x):
         torch.set_default_dtype(torch.float64)
         begin = time.perf_counter()
-        em = lvm.fit_em(model(LATENTS, COLUMNS), x, tol=1e-6, max_iter=2000, progress=False)
+        em = lvm.fit_em(model(LATENTS, COLUMNS), x, tol=1e-10, max_iter=5000, progress=False)
         return time.perf_counter() - begin, float(em.objective[-1]) / ROWS
 
     return fit
