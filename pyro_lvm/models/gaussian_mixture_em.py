@@ -21,7 +21,7 @@ _ROUNDINGS = 10  # a variance of so few rounding errors is none
 _NUM_ENTRIES = 2**20  # of a buffer: what the caches of a processor hold
 _NUM_ENTRIES_OF_ACCELERATORS = 2**24
 _MIN_ROWS, _MAX_ROWS = 64, 4096
-_BYTES_OF_PRODUCTS, _MIN_ROWS_OF_PRODUCTS = 2**22, 512  # products of all features of some rows
+_BYTES_OF_PRODUCTS, _MIN_ROWS_OF_PRODUCTS = 2**23, 512  # products of all features of some rows
 _LOST = {torch.float64: 4e6, torch.float32: 2e3}  # squared distances that lose nine digits, or half of seven
 
 
