@@ -47,7 +47,7 @@ def messages(
         Probabilities of the first state of each segment given the rows before, and by how much the rows after make its
         last state more probable. By the order of the packing, ``[S, K]``.
     """
-    ways, log_scale = (_by_segment(packing, value) for value in _through(density, packing.sizes, transition))
+    ways, log_scale = (packing.by_chain(value) for value in _through(density, packing.sizes, transition))
     counts = owner.bincount()
     starts, most = counts.cumsum(0) - counts, int(counts.max())
     first, last, end = (torch.ones_like(log_scale) for _ in range(3))
@@ -64,10 +64,6 @@ def messages(
         before = (value - value.amax(-1, keepdim=True)).exp() @ transition.mT
         last[at - 1] = before / (before * end[at - 1]).sum(-1, keepdim=True)
     return first[packing.chains], last[packing.chains]
-
-
-def _by_segment(packing: Packing, value: Tensor) -> Tensor:
-    return torch.empty_like(value).index_copy_(0, packing.chains, value)
 
 
 def _through(density: Tensor, sizes: list[int], transition: Tensor) -> tuple[Tensor, Tensor]:

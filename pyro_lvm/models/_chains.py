@@ -152,12 +152,11 @@ def _log_forward(density: Tensor, packing: Packing, initial: Tensor, moves: Tens
         came = found[-1][: len(here)]
         found.append((came if t == 0 else (came.unsqueeze(-1) + moves[: len(here)]).logsumexp(1)) + here)
     joint = torch.cat(found[1:])
-    log_prob = joint[packing.ends].logsumexp(-1)
-    log_prob = torch.zeros_like(log_prob).index_copy(0, packing.chains, log_prob)
+    log_prob = packing.by_chain(joint[packing.ends].logsumexp(-1))
     return log_prob, packing.unpack(joint.detach().softmax(-1))
 
 
-def most_probable(log_density: Tensor, lengths: Tensor, initial: Tensor, transition: Tensor) -> tuple[Tensor, Tensor]:
+def most_probable(log_density: Tensor, lengths: Tensor, initial: Tensor, transition: Tensor) -> Tensor:
     """The most probable path of each chain (Viterbi 1967).
 
     Args:
@@ -167,7 +166,7 @@ def most_probable(log_density: Tensor, lengths: Tensor, initial: Tensor, transit
         transition: Of the next state given the last, ``[K, K]``.
 
     Returns:
-        The states of the rows, ``[M]``, and the log-density of each chain together with its path, ``[N]``.
+        The states of the rows, ``[M]``.
     """
     packing = Packing(lengths)
     moves = transition.double().log()
@@ -180,12 +179,12 @@ def most_probable(log_density: Tensor, lengths: Tensor, initial: Tensor, transit
             came.append(origin)
         best = best + here
         joint.append(best)
-    value, state = torch.cat(joint)[packing.ends].max(-1)
+    state = torch.cat(joint)[packing.ends].argmax(-1)
     path = [state[: packing.sizes[-1]]]
     for origin, size in zip(reversed(came), reversed(packing.sizes[:-1]), strict=True):
         before = origin.gather(1, path[-1].unsqueeze(-1)).squeeze(-1)
         path.append(torch.cat([before, state[len(before) : size]]))
-    return packing.unpack(torch.cat(path[::-1])), torch.empty_like(value).index_copy_(0, packing.chains, value)
+    return packing.unpack(torch.cat(path[::-1]))
 
 
 def _logs(probabilities: Tensor) -> Tensor:

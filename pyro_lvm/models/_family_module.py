@@ -12,15 +12,8 @@ from torch.distributions import transform_to
 from pyro_lvm.checks import check_choice
 from pyro_lvm.models._base import AssignableModule
 from pyro_lvm.models._gaussian_rows import Gaussian
-from pyro_lvm.models._row_families import (
-    Bernoulli,
-    Categorical,
-    Exponential,
-    Family,
-    Gamma,
-    Multinomial,
-    Poisson,
-)
+from pyro_lvm.models._row_families import Bernoulli, Categorical, Exponential, Gamma, Multinomial, Poisson
+from pyro_lvm.models._row_family import Family, log_densities
 from pyro_lvm.models._steps import Params
 
 FAMILIES: dict[str, type[Family]] = {
@@ -66,6 +59,10 @@ class FamilyModule(AssignableModule):
 
     def _params(self, part: str) -> Params:
         return {name: getattr(self, attribute) for name, attribute in self._attributes[part].items()}
+
+    def _densities(self, rows: Mapping[str, Tensor]) -> Tensor:
+        """Log-density of rows in each component or state, `[N, K]`."""
+        return log_densities(self.families, {part: self._params(part) for part in rows}, rows)
 
     def _check_entries(self, rows: Mapping[str, Tensor]) -> None:
         """Refuse entries that a family cannot have."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyro.distributions as dist
@@ -11,14 +12,13 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_lvm.checks import check_choice
-from pyro_lvm.models._gaussian_runs import log_constant
+from pyro_lvm.models._gaussian_runs import inverse, log_constant
 from pyro_lvm.models._gaussian_start import cluster_moments
-from pyro_lvm.models._row_families import Family, Observed
-from pyro_lvm.models._spread import variances
+from pyro_lvm.models._row_family import Family, Observed
+from pyro_lvm.models._spread import variance_floor, variances
 from pyro_lvm.models._steps import Params, Sums
 from pyro_lvm.models.gaussian_mixture_em import GaussianMixtureSteps
 
-_VARIANCE_FLOOR = 1e-6  # of the variance of the least varying feature
 _NUM_ENTRIES = 2**17  # of whitened rows: what the caches of a processor hold
 
 
@@ -57,7 +57,7 @@ class Gaussian(Family):
 
     def log_prob(self, params: Params, x: Tensor) -> Tensor:
         constant = log_constant(params["locs"].unsqueeze(0), params[self._scale].unsqueeze(0)).squeeze(0)
-        distances = [self._whitened(params, rows).square().sum(-1).mT for rows in x.split(_num_rows(params))]
+        distances = [whitened.square().sum(-1).mT for whitened in self._whitened(params, x)]
         return torch.add(constant, torch.cat(distances), alpha=-0.5)
 
     def valid(self, x: Tensor) -> Tensor:
@@ -76,14 +76,14 @@ class Gaussian(Family):
         return {"locs": locs, self._scale: scale}
 
     def floor(self, x: Tensor) -> float:
-        return _VARIANCE_FLOOR * float(variances(x).min())
+        return variance_floor(x)
 
     def sums(self, params: Params, x: Tensor, posterior: Tensor) -> Sums:
         scale = params[self._scale]
         first, second = (torch.zeros_like(p, dtype=torch.float64) for p in (params["locs"], scale))
-        num_rows = _num_rows(params)
-        for rows, part in zip(x.split(num_rows), posterior.split(num_rows), strict=True):
-            whitened, each = self._whitened(params, rows).double(), part.mT.unsqueeze(1)
+        parts = posterior.split(_num_rows(params))
+        for some, part in zip(self._whitened(params, x), parts, strict=True):
+            whitened, each = some.double(), part.mT.unsqueeze(1)
             first += (each @ whitened).squeeze(1)
             if self.covariance == "full":
                 second += (whitened * each.mT).mT @ whitened
@@ -95,15 +95,13 @@ class Gaussian(Family):
         found = GaussianMixtureSteps(floor).maximize(sums, {"weights": sums["counts"], **params})
         return {name: found[name] for name in params}
 
-    def _whitened(self, params: Params, x: Tensor) -> Tensor:
-        """Deviations from the locs in units of the covariances, `[K, N, D]`."""
-        locs, scale = params["locs"], params[self._scale]
-        deviations = x - locs.unsqueeze(-2)
-        if self.covariance == "diag":
-            return deviations / scale.unsqueeze(-2)
-        identity = torch.eye(self.num_features, dtype=scale.dtype, device=scale.device)
-        inverse = torch.linalg.solve_triangular(scale, identity.expand_as(scale), upper=False)
-        return deviations @ inverse.mT
+    def _whitened(self, params: Params, x: Tensor) -> Iterator[Tensor]:
+        """Deviations of some rows at a time from the locs, in units of the covariances, `[K, n, D]`."""
+        locs, scale = params["locs"].unsqueeze(-2), params[self._scale]
+        full = self.covariance == "full"
+        unit = inverse(scale).mT if full else scale.unsqueeze(-2)
+        for rows in x.split(_num_rows(params)):
+            yield (rows - locs) @ unit if full else (rows - locs) / unit
 
 
 def _num_rows(params: Params) -> int:

@@ -68,6 +68,12 @@ def whiten(scale: Tensor, deviation: Tensor) -> Tensor:
     return deviation / scale
 
 
+def inverse(scale_tril: Tensor) -> Tensor:
+    """Of the factors, `[*, D, D]`."""
+    identity = torch.eye(scale_tril.shape[-1], dtype=scale_tril.dtype, device=scale_tril.device)
+    return solve_triangular(scale_tril, identity.expand_as(scale_tril), upper=False)
+
+
 def log_constant(locs: Tensor, scale: Tensor) -> Tensor:
     """The log-densities at the locs, `[R, K]`."""
     scales = scale.diagonal(dim1=-2, dim2=-1) if scale.dim() == 4 else scale

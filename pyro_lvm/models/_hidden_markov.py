@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_lvm.models._chains import LogProb
-from pyro_lvm.models._row_families import Family
+from pyro_lvm.models._row_family import Family, log_densities
 from pyro_lvm.models._steps import Params
 
 
@@ -47,8 +47,7 @@ class HiddenMarkov(TorchDistribution):
         """Log-density of each sequence, `[N]`."""
         rows = value[inside(self.lengths, self.width)]
         columns = rows.split([family.num_features for family in self.families.values()], -1)
-        parts = zip(self.families.items(), columns, strict=True)
-        density = sum(family.log_prob(self.params[part], x) for (part, family), x in parts)
+        density = log_densities(self.families, self.params, dict(zip(self.families, columns, strict=True)))
         logs = (p.clamp(min=torch.finfo(p.dtype).tiny).log() for p in (self.initial, self.transition))
         return LogProb.apply(density, self.lengths, *logs)
 

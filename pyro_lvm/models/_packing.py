@@ -33,6 +33,10 @@ class Packing:
         self.sizes: list[int] = sizes.tolist()
         self.ends = (sizes.cumsum(0) - sizes)[ordered - 1] + torch.arange(len(lengths), device=lengths.device)
 
+    def by_chain(self, values: Tensor) -> Tensor:
+        """What belongs to chains, the longest first, in the order of the table."""
+        return torch.zeros_like(values).index_copy(0, self.chains, values)
+
     def unpack(self, packed: Tensor) -> Tensor:
         """Packed rows in the order of the table."""
         return torch.empty_like(packed).index_copy_(0, self.order, packed)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+_FLOOR = 1e-6  # of the variance of the least varying feature
 ROUNDING = 1e-14  # of the square of the mean: a variance that a constant may seem to have
 
 
@@ -20,3 +21,12 @@ def variances(x: Tensor) -> Tensor:
             found[d] = torch.where(variance > ROUNDING * mean.square(), variance, 0.0)
     least = found[found > 0].min() if found.any() else torch.ones((), dtype=torch.float64, device=x.device)
     return torch.where(found > 0, found, least)
+
+
+def variance_floor(x: Tensor) -> float:
+    """The smallest variance that a Gaussian may have in any direction, lest it shrinks onto a row.
+
+    Args:
+        x: Data, `[N, D]`.
+    """
+    return _FLOOR * float(variances(x).min())

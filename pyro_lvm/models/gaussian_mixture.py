@@ -15,7 +15,7 @@ from pyro_lvm.models._base import check_rows
 from pyro_lvm.models._gaussian_posterior import impute, observed_log_prob
 from pyro_lvm.models._gaussian_start import cluster_moments
 from pyro_lvm.models._mixture_base import MixtureModule, clusters
-from pyro_lvm.models._spread import variances
+from pyro_lvm.models._spread import variance_floor
 from pyro_lvm.models.gaussian_mixture_em import GaussianMixtureSteps
 from pyro_lvm.models.gaussian_mixture_missing import MissingGaussianMixtureSteps
 
@@ -23,7 +23,6 @@ __all__ = ["GaussianMixture"]
 
 _COVARIANCES = ("full", "tied", "diag", "spherical")
 _SYMMETRY_TOLERANCE = 1e-5  # of the largest entry: what float32 leaves of a symmetric matrix
-_VARIANCE_FLOOR = 1e-6  # of the variance of the least varying feature
 
 
 class GaussianMixture(MixtureModule):
@@ -131,7 +130,7 @@ class GaussianMixture(MixtureModule):
             missing: Whether entries that are NaN are integrated out.
         """
         x = check_rows("x", x, self.num_features, self.locs.dtype)
-        floor = _VARIANCE_FLOOR * float(variances(x).min())
+        floor = variance_floor(x)
         return (MissingGaussianMixtureSteps if missing else GaussianMixtureSteps)(floor)
 
     def _log_densities(self, x: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.linalg import solve_triangular
 
 from pyro_lvm.models._gaussian_posterior import impute, observed_log_prob
 from pyro_lvm.models._gaussian_runs import as_runs, colour, kind_of, log_constant, normalize, whiten, without_runs
+from pyro_lvm.models._gaussian_runs import inverse as inverse_of
 from pyro_lvm.models._steps import Params, Steps, Sums
 
 __all__ = ["GaussianMixtureSteps"]
@@ -201,7 +201,7 @@ class _Full(_Moments):
         super().__init__(locs, scale, dtype)
         self.num_rows = num_rows or self.num_rows
         D = locs.shape[-1]
-        self.inverse = _inverse(scale).to(dtype).reshape(-1, D)
+        self.inverse = inverse_of(scale).to(dtype).reshape(-1, D)
         self.shift = whiten(scale, -locs).to(dtype).reshape(-1, 1)
         self.buffers = self.inverse.new_empty(2, len(self.inverse) * self.num_rows)
 
@@ -227,7 +227,7 @@ class _FullByProducts(_Moments):
     def __init__(self, locs: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
         super().__init__(locs, scale, dtype)
         R, K, D = locs.shape
-        inverse = _inverse(scale)
+        inverse = inverse_of(scale)
         precision = inverse.mT @ inverse
         self.mean, self.scale, self.inverse = locs, scale, inverse
         self.first, self.later = torch.triu_indices(D, D, device=locs.device)
@@ -280,7 +280,7 @@ class _FullByProducts(_Moments):
 class _Tied(_Moments):
     def __init__(self, locs: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
         super().__init__(locs, scale, dtype)
-        self.inverse = _inverse(scale).to(dtype).squeeze(1)
+        self.inverse = inverse_of(scale).to(dtype).squeeze(1)
         self.whitened_locs = whiten(scale, locs).to(dtype)
         self.overlap = locs.new_zeros(*locs.shape[:2], locs.shape[1])
 
@@ -334,11 +334,6 @@ def _moments(kind: str, locs: Tensor, scale: Tensor, dtype: torch.dtype) -> _Mom
     full = _FullByProducts if locs.device.type == "cpu" else _Full
     kinds: dict[str, type] = {"full": full, "tied": _Tied, "diag": _Diagonal, "spherical": _Spherical}
     return kinds[kind](locs, scale, dtype)
-
-
-def _inverse(scale_tril: Tensor) -> Tensor:
-    identity = torch.eye(scale_tril.shape[-1], dtype=scale_tril.dtype, device=scale_tril.device)
-    return solve_triangular(scale_tril, identity.expand_as(scale_tril), upper=False)
 
 
 def _cdist(locs: Tensor, rows: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from pyro_lvm.models._chains import Smoothed, most_probable
 from pyro_lvm.models._family_module import FamilyModule
 from pyro_lvm.models._hidden_markov import HiddenMarkov, draw_states, inside
 from pyro_lvm.models._mixture_base import clusters
-from pyro_lvm.models._row_families import Family
+from pyro_lvm.models._row_family import Family
 from pyro_lvm.models._sequences import is_list_of_sequences, mean_and_spread, one_table, pad, stretches
 from pyro_lvm.models.hmm_em import HMMSteps, Rows
 
@@ -234,7 +234,7 @@ class HMM(FamilyModule):
             (1967).
         """
         rows, lengths, there = self._checked_rows(*data)
-        states, _ = most_probable(self._density(rows), lengths, self.initial, self.transition)
+        states = most_probable(self._densities(rows), lengths, self.initial, self.transition)
         found = torch.full(there.shape, -1, device=states.device)
         found[there] = states
         return found
@@ -286,14 +286,11 @@ class HMM(FamilyModule):
         params = {part: self._params(part) for part in self.families}
         return HiddenMarkov(self.initial, self.transition, self.families, params, lengths, width)
 
-    def _density(self, rows: Mapping[str, Tensor]) -> Tensor:
-        return sum(self.families[part].log_prob(self._params(part), x) for part, x in rows.items())  # type: ignore[return-value]
-
     @torch.no_grad()
     def _smoothed(self, *data: Any) -> tuple[Smoothed, Tensor]:
         """What the data says of the states, and where there are rows, `[N, T]`."""
         rows, lengths, there = self._checked_rows(*data)
-        return Smoothed(self._density(rows), lengths, self.initial, self.transition), there
+        return Smoothed(self._densities(rows), lengths, self.initial, self.transition), there
 
     def _checked_rows(self, *data: Any) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """The rows, the lengths, and where there are rows, `[N, T]`."""

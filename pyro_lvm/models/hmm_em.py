@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.models._chains import Smoothed
-from pyro_lvm.models._row_families import Family
+from pyro_lvm.models._row_family import Family, log_densities
 from pyro_lvm.models._steps import Params, Steps, Sums
 
 __all__ = ["HMMSteps"]
@@ -45,7 +45,7 @@ class HMMSteps(Steps):
         """See `Steps.expect`."""
         rows, lengths = self.rows_of(*args)
         emissions = {part: self._emission(part, params) for part in rows}
-        density: Tensor = sum(self.families[part].log_prob(emissions[part], x) for part, x in rows.items())  # type: ignore[assignment]
+        density = log_densities(self.families, emissions, rows)
         smoothed = Smoothed(density, lengths, params["initial"], params["transition"])
         counts = torch.ones_like(smoothed.log_prob) if weight is None else weight.to(smoothed.log_prob)
         states = smoothed.states if weight is None else smoothed.states * smoothed.per_row(weight)

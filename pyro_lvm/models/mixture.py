@@ -16,7 +16,8 @@ from pyro_lvm.models._base import check_rows
 from pyro_lvm.models._family_module import FamilyModule
 from pyro_lvm.models._gaussian_rows import Gaussian
 from pyro_lvm.models._mixture_base import MixtureModule, clusters
-from pyro_lvm.models._row_families import Bernoulli, Categorical, Exponential, Family, Gamma, Multinomial, Poisson
+from pyro_lvm.models._row_families import Bernoulli, Categorical, Exponential, Gamma, Multinomial, Poisson
+from pyro_lvm.models._row_family import Family
 
 __all__ = ["Bernoulli", "Categorical", "Exponential", "Gamma", "Gaussian", "Mixture", "Multinomial", "Poisson"]
 
@@ -146,8 +147,7 @@ class Mixture(MixtureModule, FamilyModule):
         return self
 
     def _log_densities(self, *data: Any) -> Tensor:
-        rows = self._rows(map(as_tensor, data))
-        return sum(self.families[part].log_prob(self._params(part), x) for part, x in rows.items())  # type: ignore[return-value]
+        return self._densities(self._rows(map(as_tensor, data)))
 
     def _rows(self, data: Iterable[Any], check_values: bool = True) -> dict[str, Tensor]:
         """The data arguments by name, in the dtype of the parameters, or an error that says what is wrong with them."""
