@@ -220,6 +220,8 @@ class _Full(_Moments):
 class _FullByProducts(_Moments):
     """Distances and moments from the products of features, in half the operations of :class:`_Full`.
 
+    Feature `i` is multiplied by features `i` to `i + D // 2`, counted round: all pairs in one operation.
+
     Each loses digits where rows are far from the centre in units of the smallest covariance; such rows are left to
     :class:`_Full`.
     """
@@ -230,11 +232,13 @@ class _FullByProducts(_Moments):
         inverse = inverse_of(scale)
         precision = inverse.mT @ inverse
         self.mean, self.scale, self.inverse = locs, scale, inverse
-        self.first, self.later = torch.triu_indices(D, D, device=locs.device)
-        twice = torch.where(self.first == self.later, 1.0, 2.0)
+        self.num_gaps = D // 2 + 1
+        gap, self.first = torch.cartesian_prod(torch.arange(self.num_gaps), torch.arange(D)).unbind(-1)
+        self.later = (self.first + gap) % D
+        self.times = torch.where((gap == 0) | (2 * gap == D), 1.0, 2.0)  # of a pair that is there twice, once
         linear = (precision @ locs.unsqueeze(-1)).squeeze(-1)
         constant = (linear * locs).sum(-1, keepdim=True)
-        parts = [precision[..., self.first, self.later] * twice, -2 * linear, constant]
+        parts = [precision[..., self.first, self.later] * self.times, -2 * linear, constant]
         self.coefficients = torch.cat(parts, -1).to(dtype).reshape(R * K, -1)
         self.sums = torch.zeros_like(self.coefficients, dtype=torch.float64)
         num_products = self.coefficients.shape[1]
@@ -247,17 +251,15 @@ class _FullByProducts(_Moments):
 
     def squared_distances(self, rows: Tensor) -> Tensor:
         R, K, D = self.locs.shape
-        columns = rows.T.contiguous()
-        self.is_far = not float(columns.square().sum(0).max()) <= self.reach
+        self.is_far = not float(rows.square().sum(1).max()) <= self.reach
         if self.is_far:
             self.exact = self.exact or _Full(self.mean, self.scale, rows.dtype, self.num_rows)
             return self.exact.squared_distances(rows)
         self.filled = self.products[:, : len(rows)]
-        at = 0
-        for i in range(D):
-            torch.mul(columns[i], columns[i:], out=self.filled[at : at + D - i])
-            at += D - i
-        self.filled[at : at + D] = columns
+        pairs, singles, _ = self.filled.split([self.num_gaps * D, D, 1])
+        singles.copy_(rows.T)
+        later = torch.cat([singles, singles]).unfold(0, D, 1).mT[: self.num_gaps]
+        torch.mul(singles, later, out=pairs.view_as(later))
         return (self.coefficients @ self.filled).view(R, K, -1)
 
     def add(self, posterior: Tensor, weighted: Tensor) -> None:
@@ -269,8 +271,9 @@ class _FullByProducts(_Moments):
     def total(self) -> Tensor:
         R, K, D = self.locs.shape
         products, total, count = self.sums.view(R, K, -1).split([len(self.first), D, 1], -1)
-        square = products.new_zeros(R, K, D, D)
-        square[..., self.first, self.later] = square[..., self.later, self.first] = products
+        half = products.new_zeros(R, K, D, D)
+        half[..., self.first, self.later] = products * self.times / 2
+        square = half + half.mT
         cross = total.unsqueeze(-1) * self.mean.unsqueeze(-2)
         about = square - cross - cross.mT + count.unsqueeze(-1) * self.mean.unsqueeze(-1) * self.mean.unsqueeze(-2)
         second = self.inverse @ about @ self.inverse.mT
