@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_lvm.families import narrowed
 
+_NUM_ENTRIES = 2**18  # of a table: what the caches of a processor hold
 _BY_PARAMETERS: dict[type, tuple[str, ...]] = {
     dist.Normal: ("loc", "scale"),
     dist.Laplace: ("loc", "scale"),
@@ -49,14 +50,21 @@ def log_prob(fn: Any, value: Any, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _normal(loc: Tensor, scale: Tensor, value: Tensor, shape: torch.Size, event_dims: int) -> Tensor:
-    """The same in the memory of one table, which derivatives would not allow."""
-    squares = value - loc
-    fits = squares.shape == shape and squares.dtype == torch.result_type(squares, scale)
-    squares = squares.div_(scale).square_() if fits else (squares / scale).square().expand(shape)
+    """The same in the caches of the processor, some rows at a time, which derivatives would not allow."""
+    batch, events = shape[: len(shape) - event_dims], shape[len(shape) - event_dims :]
     constant = -scale.log() - 0.5 * math.log(2 * math.pi)
-    events = shape[len(shape) - event_dims :]
     constant = _summed(constant.expand(constant.shape[: constant.dim() - event_dims] + events), event_dims)
-    return torch.add(constant, _summed(squares, event_dims), alpha=-0.5)
+
+    def density(value: Tensor, loc: Tensor, scale: Tensor, constant: Tensor) -> Tensor:
+        return torch.add(constant, _summed(((value - loc) / scale).square_(), event_dims), alpha=-0.5)
+
+    value, loc, scale, constant = (*(t.expand(shape) for t in (value, loc, scale)), constant.expand(batch))
+    if not batch or shape.numel() <= _NUM_ENTRIES:
+        return density(value, loc, scale, constant)
+    rows = batch.index(max(batch))
+    at_once = max(1, _NUM_ENTRIES * batch[rows] // shape.numel())
+    blocks = zip(*(t.split(at_once, rows) for t in (value, loc, scale, constant)), strict=True)
+    return torch.cat([density(*block) for block in blocks], rows)
 
 
 def _summed(log_prob: Tensor, event_dims: int) -> Tensor:
