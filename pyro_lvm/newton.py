@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 _ITERATIONS = 100
+_WIDE = 60.0  # the log-odds of no mean are farther from zero
 
 
 def gamma_concentration(mean: Tensor, mean_log: Tensor) -> Tensor:
@@ -63,20 +64,24 @@ def _dirichlet(a: Tensor, mean_log: Tensor) -> Tensor:
     return torch.lgamma(a.sum(-1)) - torch.lgamma(a).sum(-1) + ((a - 1) * mean_log).sum(-1)
 
 
-def beta_of_sum(total: Tensor, mean_log: Tensor) -> Tensor:
-    """The concentrations of beta distributions with a known sum that have the largest likelihood.
+def beta_of_harmonic(harmonic: Tensor, mean_log: Tensor) -> Tensor:
+    r"""The concentrations of beta distributions with a known :math:`a b / (a + b)` that have the largest likelihood.
+
+    They are :math:`a = h (1 + e^l)` and :math:`b = h (1 + e^{-l})`, with the root of the slope by :math:`l`.
 
     Args:
-        total: The sum, ``[...]``.
+        harmonic: The known :math:`h`, ``[...]``.
         mean_log: Of the logarithms of the observations and of one minus these, ``[..., 2]``.
     """
-    wanted = mean_log[..., 0] - mean_log[..., 1]
-    low, high = torch.zeros_like(total), torch.ones_like(total)
+    low, high = torch.full_like(harmonic, -_WIDE), torch.full_like(harmonic, _WIDE)
     for _ in range(_ITERATIONS):
-        mean = (low + high) / 2
-        rising = torch.digamma(mean * total) - torch.digamma((1 - mean) * total) < wanted
-        low, high = torch.where(rising, mean, low), torch.where(rising, high, mean)
-    return torch.stack([mean * total, (1 - mean) * total], -1)
+        middle = (low + high) / 2
+        ab = harmonic.unsqueeze(-1) * (1 + torch.stack([middle, -middle], -1).exp())
+        slopes = torch.digamma(ab.sum(-1, keepdim=True)) - torch.digamma(ab) + mean_log
+        moves = slopes * (ab - harmonic.unsqueeze(-1))
+        rising = moves[..., 0] > moves[..., 1]
+        low, high = torch.where(rising, middle, low), torch.where(rising, high, middle)
+    return ab
 
 
 def negative_binomial_count(histogram: Tensor, largest: Tensor) -> Tensor:

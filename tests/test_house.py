@@ -39,6 +39,7 @@ ORDER = (
     "flows",
     "guides",
     "families",
+    "densities",
     "models",
     "program",
     "elbo",

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyro_lvm.elbo.densities import log_prob as log_prob_of
+from pyro_lvm.densities import log_prob as log_prob_of
 from pyro_lvm.sites import Site
 
 

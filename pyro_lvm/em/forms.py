@@ -30,11 +30,13 @@ class Form(ABC):
     Attributes:
         items: The items that may stand for each argument.
         floored: The items of an argument that the last maximum holds on a boundary, lest a variance vanishes.
+        sizes: How many times larger than itself a relative error of an item is in slopes there.
         together: Whether the arguments are found together, so that one is no maximum without the other.
     """
 
     items: dict[str, Items]
     floored: Values = {}  # noqa: RUF012
+    sizes: Values = {}  # noqa: RUF012
     together = False
 
     @abstractmethod
@@ -78,17 +80,27 @@ def observed(use: Use, site: Site, weights: Tensor) -> tuple[Any, tuple[Tensor, 
     fn, event_dims = base(site["fn"])
     statistics = use.family.statistics(fn, site["value"])  # type: ignore[union-attr]
     weights = weights[(..., *[None] * event_dims)]
-    return fn, tuple(_where_it_counts(torch.as_tensor(s), weights) for s in statistics), weights
+    return fn, tuple(_where_it_counts(torch.as_tensor(s), weights, site) for s in statistics), weights
 
 
-def _where_it_counts(statistic: Tensor, weights: Tensor) -> Tensor:
-    """A statistic with zeros where it is not finite and nothing counts, as under a mask."""
+def _where_it_counts(statistic: Tensor, weights: Tensor, site: Site) -> Tensor:
+    """A statistic with zeros where it is not finite and nothing counts, as under a mask.
+
+    Raises:
+        ValueError: if it counts there.
+    """
     bad = ~torch.isfinite(statistic)
     if not bad.any():
         return statistic
     extra = max(0, statistic.dim() - weights.dim())
     counted = weights[(..., *[None] * extra)] * bad if extra else weights * bad
-    return statistic if counted.any() else torch.where(bad, 0.0, statistic)
+    if counted.any():
+        kind = type(base(site["fn"])[0]).__name__
+        raise ValueError(
+            f"the site {site['name']!r} has values on the edge of what its {kind} distribution allows, such as 0, "
+            "where the likelihood has no maximum: move these values inside, or give them a component of their own"
+        )
+    return torch.where(bad, 0.0, statistic)
 
 
 def placed(values: Tensor, index: Tensor, count: int) -> Tensor:

@@ -21,6 +21,7 @@ from pyro_lvm.em.run import EMPTY, ROUNDING, Empty, Theta
 from pyro_lvm.params import is_real
 
 _DRAWS = 10  # of the states of each row, in Monte Carlo EM
+_ROUNDINGS = 4  # of the parameters, which slopes of concentrated distributions multiply
 _FLAT = {torch.float32: 1e-3, torch.float64: 1e-6}  # a slope of Q, in nats a row
 _SURE = 0.9  # the share of a row that goes where it is assigned; the rest leaves no component without rows
 
@@ -251,7 +252,8 @@ class GenericSteps:
         inside = [name for name in names if is_real(constraints[name]) or not (new[name] == 0).any()]
         asked = [name for name in inside if not self.plan.is_floored(name)]
         for name, slope in self.m_step.slopes(asked, new, expected).items() if asked else ():
-            if not slope.abs().max() <= _FLAT[slope.dtype] * total:
+            rounding = _ROUNDINGS * torch.finfo(slope.dtype).eps * self.plan.size(name)
+            if not slope.abs().max() <= (_FLAT[slope.dtype] + rounding) * total:
                 self.plan.give_up(name, "its closed form is no maximum of Q")
 
     def _expectations(self, theta: Theta) -> Iterable[Expected]:

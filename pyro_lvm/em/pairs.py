@@ -13,14 +13,15 @@ from pyro_lvm.em.forms import Form, Values, observed, placed
 from pyro_lvm.em.roles import Items
 from pyro_lvm.em.sums import histograms, scatters, weighted_sums
 from pyro_lvm.em.use import Use
-from pyro_lvm.newton import beta_of_sum, dirichlet_concentration, gamma_concentration, negative_binomial_count
+from pyro_lvm.newton import beta_of_harmonic, dirichlet_concentration, gamma_concentration, negative_binomial_count
 from pyro_lvm.sites import Site
 
 _CROSSED_ITERATIONS = 500
 _NEAR = 1e-3  # of a floor: so near to it a maximum is held by it
-# Single precision does not suffice for the logarithms of gamma functions of large numbers.
-_LARGEST = {torch.float64: 1e6, torch.float32: 1e3}  # concentration of a gamma, or sum of those of a beta
-_LARGEST_COUNT = {torch.float64: 1e6, torch.float32: 300.0}  # of a negative binomial, which is nearly a Poisson there
+_LARGEST = 1e6  # inverse of the variance of the logarithm of a gamma, or of the log-odds of a beta, if they vary by 1
+_MOST = {torch.float64: 1e11, torch.float32: 1e8}  # the same, however little all vary: digits do not tell more apart
+# Of a negative binomial; single precision does not suffice for its logarithms of gamma functions of large numbers.
+_LARGEST_COUNT = {torch.float64: 1e6, torch.float32: 300.0}
 
 
 class Pairs:
@@ -231,7 +232,7 @@ def _floored(matrices: Tensor, floors: Tensor) -> tuple[Tensor, Tensor]:
 class Matched(Paired):
     """Families whose two arguments come in pairs: gamma, beta and negative binomial distributions.
 
-    An item of several pairs is entangled with its partners. The concentration of a gamma distribution, the sum of those
+    An item of several pairs is entangled with its partners. The concentration of a gamma distribution, a b / (a + b)
     of a beta, and the total count of a negative binomial have an upper limit: a component could else shrink onto a
     value that rows share, and a negative binomial be a Poisson. The maximum under the limit is exact.
     """
@@ -241,8 +242,9 @@ class Matched(Paired):
 
     def __init__(self, form: str, arguments: list[str], items: Items, row_dim: int | None, dtype: torch.dtype) -> None:
         self.form, self.items, self.pairs = form, dict.fromkeys(arguments, items), Pairs()
-        self.largest, self.largest_count = _LARGEST[dtype], _LARGEST_COUNT[dtype]
-        self.floors = Floors(items.count, row_dim, 1 / self.largest)
+        self.most, self.largest_count = _MOST[dtype], _LARGEST_COUNT[dtype]
+        self.floors = Floors(items.count, row_dim, 1 / _LARGEST)
+        self.sizes: Values = {}
 
     @property
     def entangled(self) -> set[str]:
@@ -278,24 +280,35 @@ class Matched(Paired):
             limit = first[of_first].clamp(min=self.largest_count)
             count = negative_binomial_count(found, limit)
             mean = (found @ torch.arange(found.shape[-1], dtype=found.dtype)) / found.sum(-1)
-            new, held = (count, mean / (mean + count)), count >= limit * (1 - _NEAR)
+            new, held, size = (count, mean / (mean + count)), count >= limit * (1 - _NEAR), count
         elif self.form == "gamma":
             n, x, log_x = found.unbind(-1)
             limit = torch.maximum(self._limits()[of_first], first[of_first])
             concentration = torch.minimum(gamma_concentration(x / n, log_x / n), limit)
-            new, held = (concentration, concentration * n / x), concentration >= limit * (1 - _NEAR)
+            new, size = (concentration, concentration * n / x), concentration
+            held = concentration >= limit * (1 - _NEAR)
         else:
             start = torch.stack([first[of_first], second[of_second]], -1)
             logs = found[:, 1:] / found[:, :1]
             end = dirichlet_concentration(start, logs)
-            limit = torch.maximum(self._limits()[of_first], start.sum(-1))
-            held = end.sum(-1) >= limit * (1 - _NEAR)
-            end = torch.where(held.unsqueeze(-1), beta_of_sum(limit, logs), end)
-            new = end.unbind(-1)  # type: ignore[assignment]
-        mask = torch.zeros(len(first), dtype=torch.bool)
-        self.floored = {name: mask.index_put((of_first,), held), other: mask.index_put((of_second,), held)}
+            limit = torch.maximum(self._limits()[of_first], _harmonic(start))
+            end = torch.where((_harmonic(end) > limit).unsqueeze(-1), beta_of_harmonic(limit, logs), end)
+            new, size = end.unbind(-1), end.sum(-1)  # type: ignore[assignment]
+            held = _harmonic(end) >= limit * (1 - _NEAR)
+        self.floored, self.sizes = (
+            {
+                key: torch.zeros(len(first), dtype=value.dtype).index_put((index,), value)
+                for key, index in ((name, of_first), (other, of_second))
+            }
+            for value in (held, size)
+        )
         return {name: first.index_put((of_first,), new[0]), other: second.index_put((of_second,), new[1])}
 
     def _limits(self) -> Tensor:
         """The largest concentrations: a million, or as many times more as all observations vary little together."""
-        return (1 / self.floors.values).clamp(min=self.largest)
+        return (1 / self.floors.values).clamp(_LARGEST, self.most)
+
+
+def _harmonic(concentrations: Tensor) -> Tensor:
+    """a b / (a + b), about the inverse of the variance of the log-odds, from ``[..., 2]``."""
+    return concentrations.prod(-1) / concentrations.sum(-1)

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_lvm.em.batch import Batch
 from pyro_lvm.em.forms import Dirichlet, Form, Ratio, Simplex, Values
@@ -18,6 +20,7 @@ from pyro_lvm.params import is_real
 from pyro_lvm.sites import sample_sites
 
 NUMERIC, LEAST_SQUARES, UNUSED = "L-BFGS on Q", "weighted least squares", "not used"
+SINGLE = "one category has all probability"
 _RULES = {
     ("rate", "rate"): "weighted mean",
     ("probability", "probs"): "weighted proportion",
@@ -158,13 +161,20 @@ class Plan:
 
     def is_floored(self, name: str) -> bool:
         """Whether the last maximum is held on a boundary, where Q may still rise."""
+        return any(mask.any() for mask in self._said_of(name, "floored"))
+
+    def size(self, name: str) -> float:
+        """How many times larger than itself a relative error of the parameter is in slopes, at the last maximum."""
+        return max((float(sizes.max()) for sizes in self._said_of(name, "sizes")), default=0.0)
+
+    def _said_of(self, name: str, what: str) -> list[Tensor]:
+        """What the forms of a parameter say of its items."""
         form, argument = self._arguments.get(name, ("", ""))
-        held = [
-            rule.floored[argument][rule.items[argument].of([name])]
+        return [
+            getattr(rule, what)[argument][rule.items[argument].of([name])]
             for key, rule in self.forms.items()
-            if key.split()[0] == form and argument in rule.floored
+            if key.split()[0] == form and argument in getattr(rule, what)
         ]
-        return any(mask.any() for mask in held)
 
     def _needs_all_rows(self, use: Use) -> bool:
         """Whether some rows do not tell what others do with the parameters, as is so where arguments are computed."""
@@ -231,6 +241,9 @@ class Plan:
         return Simplex(vectors) if name == "simplex" else Dirichlet(vectors)
 
     def _rule(self, name: str, claims: list[Claim]) -> str:
+        constraint = self.program.program.parameters.constraints[name]
+        if constraint is constraints.simplex and self.theta[name].shape[-1] == 1:
+            return SINGLE
         if any(not form for form, *_ in claims):
             return NUMERIC
         if AFFINE in claims and all(claim[:2] == AFFINE[:2] for claim in claims):

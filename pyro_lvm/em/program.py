@@ -16,6 +16,7 @@ from torch.distributions import transform_to
 
 from pyro_lvm.data import Data
 from pyro_lvm.elbo.contraction import enumerate_model
+from pyro_lvm.elbo.terms import masked, unscaled_log_prob
 from pyro_lvm.em.batch import Batch
 from pyro_lvm.em.gaussian import GaussianLatents
 from pyro_lvm.em.gaussian_guide import GaussianPosterior
@@ -146,7 +147,10 @@ class EMProgram:
             warnings.filterwarnings("ignore", "Encountered (NaN|[+-]inf)", UserWarning)  # as under a mask
             trace = enumerate_model(bound, batch.args, program.model_kwargs, program.max_plate_nesting, held)
             self._count_once(trace)
-            trace.compute_log_prob()
+            for site in sample_sites(trace).values():
+                if "log_prob" not in site:
+                    site["unscaled_log_prob"] = unscaled_log_prob(site)
+                    site["log_prob"] = masked(site, site["unscaled_log_prob"], site["scale"])
         return trace
 
     def _count_once(self, trace: poutine.Trace) -> None:

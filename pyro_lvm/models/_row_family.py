@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from pyro_lvm.checks import check_count
+from pyro_lvm.densities import log_prob
 from pyro_lvm.models._steps import Params, Sums
 
 
@@ -90,7 +91,9 @@ class Family(ABC):
 
     def log_prob(self, params: Params, x: Tensor) -> Tensor:
         """Log-density of rows `[N, D]` in each component, `[N, K]`."""
-        return sum(density.log_prob(value) for _, density, value in self.observe(params, x.unsqueeze(-2)))
+        return torch.stack(
+            [log_prob(density, value) for _, density, value in self.observe(params, x.unsqueeze(-2))]
+        ).sum(0)
 
     def floor(self, x: Tensor) -> float:
         """The smallest variance that rows allow, of families that need one."""

@@ -1,0 +1,135 @@
+"""Log-densities of expanded distributions are those that the distributions themselves compute."""
+
+import mpmath
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_lvm import densities
+from pyro_lvm.densities import log_prob
+
+N, K, D = 5, 3, 2
+
+
+def table(*shape, dtype=torch.float64):
+    return torch.rand(*shape, dtype=dtype) + 0.5
+
+
+def distributions():
+    """By what is expanded: all parameters, some of them, or none; with and without events."""
+    rates = table(K, 1, D)
+    yield "normal", dist.Normal(torch.randn(K, 1, D).double(), rates).to_event(1)
+    yield "normal of one scale", dist.Normal(torch.randn(K, 1, D).double(), table(1)).to_event(1)
+    yield "normal of a number", dist.Normal(0.0, 2.0).expand([D]).to_event(1)
+    yield "normal without events", dist.Normal(torch.randn(K, 1).double(), table(K, 1))
+    yield "normal about rows", dist.Normal(torch.randn(N, D).double(), table(K, 1, 1)).to_event(1)
+    yield "normal of two dtypes", dist.Normal(torch.randn(K, 1, D), table(K, 1, D).float()).to_event(1)
+    yield "matrices", dist.Normal(torch.randn(K, 1, 4, D).double(), table(D)).to_event(2)
+    yield "laplace", dist.Laplace(torch.randn(K, 1, D).double(), rates).to_event(1)
+    yield "poisson", dist.Poisson(rates).to_event(1)
+    yield "exponential", dist.Exponential(rates).to_event(1)
+    yield "gamma", dist.Gamma(rates, table(K, 1, 1)).to_event(1)
+    yield "beta", dist.Beta(rates, rates).to_event(1)
+    yield "mvn", dist.MultivariateNormal(torch.randn(K, 1, D).double(), torch.eye(D).double())
+    yield "masked", dist.Normal(torch.randn(K, 1, D).double(), rates).to_event(1).mask(torch.arange(N) > 1)
+
+
+CASES = dict(distributions())
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("name", CASES)
+def test_log_density_is_the_distributions_own(name, grad):
+    fn = CASES[name]
+    fn = fn if name == "masked" else fn.expand(torch.broadcast_shapes(fn.batch_shape, (N,)))
+    values = {"poisson": torch.poisson(table(N, D)), "beta": table(N, D) / 2}
+    shape = (N, 4, D) if name == "matrices" else (N, D) if fn.event_shape else (N,)
+    value = values.get(name, table(*shape))
+    before = value.clone()
+    with torch.set_grad_enabled(grad):
+        found = log_prob(fn, value)
+    expected = fn.log_prob(value)
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(value, before)
+
+
+def test_slopes_are_those_of_the_distributions_own():
+    loc, scale, x = (table(*shape).requires_grad_() for shape in ((K, 1, D), (K, 1, 1), (N, D)))
+    fn = dist.Normal(loc, scale).to_event(1).expand([K, N])
+    weight = table(K, N)
+    ours, theirs = (
+        torch.autograd.grad((density * weight).sum(), (loc, scale, x)) for density in (log_prob(fn, x), fn.log_prob(x))
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_values_outside_the_support_are_refused():
+    fn = dist.Poisson(table(K, 1, D), validate_args=True).to_event(1).expand([K, N])
+    with pytest.raises(ValueError, match="support"):
+        log_prob(fn, -table(N, D))
+
+
+@pytest.mark.parametrize("at_once", [1, 7])
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith(("normal", "matrices"))])
+def test_rows_in_blocks_are_rows_together(name, at_once, monkeypatch):
+    fn = CASES[name]
+    x = torch.randn(N, *fn.event_shape).double()
+    with torch.no_grad():
+        together = log_prob(fn, x)
+        monkeypatch.setattr(densities, "_NUM_ENTRIES", at_once)
+        torch.testing.assert_close(log_prob(fn, x), together, rtol=1e-12, atol=0)
+
+
+def exact(name, a, b, x):
+    """In forty digits."""
+    a, b, x = map(mpmath.mpf, (a, b, x))
+    if name == "gamma":
+        return a * mpmath.log(b) + (a - 1) * mpmath.log(x) - b * x - mpmath.loggamma(a)
+    beta = mpmath.loggamma(a) + mpmath.loggamma(b) - mpmath.loggamma(a + b)
+    return (a - 1) * mpmath.log(x) + (b - 1) * mpmath.log(1 - x) - beta
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("first", [0.3, 5.0, 14.9, 15.1, 1e3, 1e6, 1e9])
+@pytest.mark.parametrize(
+    "name, second", [("gamma", 0.01), ("gamma", 40.0), ("beta", 0.7), ("beta", 2e4), ("beta", 1e9)]
+)
+def test_concentrated_densities_keep_their_digits(name, first, second, dtype):
+    """Rounding errors are of the size of the parameter's own, seen a few standard deviations away."""
+    rng = np.random.default_rng(0)
+    kind = dist.Gamma if name == "gamma" else dist.Beta
+    rows = rng.gamma(first, 1 / second, 20) if name == "gamma" else rng.beta(first, second, 20)
+    x = torch.tensor(rows, dtype=dtype).clamp(min=1e-30)
+    x = x if name == "gamma" else x.clamp(max=1 - 1e-6)
+    a, b = torch.tensor(first, dtype=dtype), torch.tensor(second, dtype=dtype)
+    with mpmath.workdps(40):
+        expected = [float(exact(name, a.item(), b.item(), v)) for v in x.tolist()]
+    error = np.abs(log_prob(kind(a, b), x).double().numpy() - expected)
+    spread = first if name == "gamma" else 1 / (1 / first + 1 / second)
+    allowed = np.abs(expected) + 30 * max(spread, 1) ** 0.5
+    assert (error < 4 * torch.finfo(dtype).eps * allowed).all(), (error / allowed / torch.finfo(dtype).eps).max()
+
+
+@pytest.mark.parametrize(
+    "fn", [dist.Gamma(torch.tensor([0.5, 1.0, 2.0]), 2.0), dist.Beta(torch.tensor([0.5, 1.0, 2.0]), 2.0)]
+)
+def test_values_on_the_edge_have_torchs_densities(fn):
+    x = torch.zeros(3)
+    torch.testing.assert_close(log_prob(fn, x), fn.log_prob(x))
+
+
+@pytest.mark.parametrize("name", ["gamma", "beta"])
+def test_concentrated_densities_have_the_distributions_own_slopes(name):
+    kind, gradients = dist.Gamma if name == "gamma" else dist.Beta, []
+    for density in (log_prob, lambda fn, x: fn.log_prob(x)):
+        values = [
+            torch.tensor(v).double().requires_grad_() for v in ([0.5, 10.0, 20.0, 300.0], [2.0, 30.0, 5.0, 200.0])
+        ]
+        x = torch.tensor([0.3, 0.2, 0.9, 0.6]).double().requires_grad_()
+        density(kind(*values), x).sum().backward()
+        gradients.append([v.grad for v in (*values, x)])
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
