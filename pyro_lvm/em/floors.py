@@ -88,17 +88,21 @@ class Floors:
             together = torch.zeros(3, self.count, dtype=torch.float64)
             for centre, moments, users in self._seen.values():
                 item, at = users.unbind(-1)
-                alone.scatter_reduce_(0, item, _variances(*moments)[at], "amin")
+                alone.scatter_reduce_(0, item, self._spreads(centre, *moments)[at], "amin")
                 n, first, second = moments
                 about_zero = torch.stack([n, first + n * centre, second + 2 * centre * first + n * centre.square()])
                 together.index_add_(1, item, about_zero[:, at])
-            found = torch.where(torch.isfinite(alone), alone, _variances(*together))
+            found = torch.where(torch.isfinite(alone), alone, self._spreads(torch.zeros(()), *together))
             least = found.min() if torch.isfinite(found).any() else torch.ones((), dtype=torch.float64)
             met = torch.zeros(self.count, dtype=torch.bool)
             for _, _, users in self._seen.values():
                 met[users[:, 0]] = True
             self._values = (self.share * torch.where(torch.isfinite(found), found, least)).where(met, 0.0)
         return self._values
+
+    def _spreads(self, centre: Tensor, n: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """What to take a share of, infinite where nothing says it, from moments about the centre."""
+        return _variances(n, first, second)
 
     def below(self, variances: Tensor) -> Tensor:
         """The floors, lower for items that are lower already."""
@@ -111,6 +115,20 @@ class Floors:
     def restore(self, state: Tensor | None) -> None:
         """Know these floors."""
         self._values = state
+
+
+class SquaredLevels(Floors):
+    """The smallest squared mean of positive numbers: a share of the squared geometric mean of those that are not zero.
+
+    No single large number moves it, and none is too small for it.
+    """
+
+    def see(self, site: Site, index: Tensor, weights: Tensor, x: Tensor, item_dim: int = 0) -> None:
+        """Note how large the observations of a site are; see :meth:`Floors.see`."""
+        super().see(site, index, weights * (x > 0), torch.where(x > 0, x, 1.0).log(), item_dim)
+
+    def _spreads(self, centre: Tensor, n: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        return torch.where(n > 0, (2 * (centre + first / n)).exp(), torch.inf)
 
 
 def _variances(n: Tensor, first: Tensor, second: Tensor) -> Tensor:

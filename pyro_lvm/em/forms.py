@@ -12,14 +12,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_lvm.em.floors import Floors
+from pyro_lvm.em.floors import SquaredLevels
 from pyro_lvm.em.roles import Items
 from pyro_lvm.em.sums import histograms, weighted_sums
 from pyro_lvm.em.use import Use, base
 from pyro_lvm.newton import dirichlet_concentration
 from pyro_lvm.sites import Site
 
-_LEAST_SHARE = 1e-18  # of a feature's variance, that of an exponential distribution
+_LEAST_SHARE = 1e-18  # of the squared level of a feature, the squared mean of an exponential distribution
 _NEAR = 1e-3  # of a limit: so near to it a maximum is held by it
 Values = dict[str, Tensor]  # something for each item, by argument
 
@@ -119,7 +119,7 @@ class Ratio(Form):
 
     def __init__(self, argument: str, items: Items, row_dim: int | None) -> None:
         self.argument, self.items = argument, {argument: items}
-        self.floors = Floors(items.count, row_dim, _LEAST_SHARE)
+        self.floors = SquaredLevels(items.count, row_dim, _LEAST_SHARE)
 
     def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
         """a and b, ``[I, 2]``."""

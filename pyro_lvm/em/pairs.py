@@ -97,13 +97,13 @@ class Normal(Paired):
         fn, (x,), weights = observed(use, site, weights)
         loc, scale = use.index("loc"), use.index("scale")
         x, weights = x.double(), weights.double()
+        self.floors.see(site, scale, weights, x)
         if (loc < 0).any():
             x = x - torch.where(loc < 0, fn.loc.detach().double(), 0.0)
         if (scale < 0).any():
             weights = weights * torch.where(scale < 0, fn.scale.detach().double() ** -2, 1.0)
         rows = self.pairs.rows(loc, scale)
         middle = _middle(weights, x, rows.shape)
-        self.floors.see(site, scale, weights, x)
         off = x - middle
         n, first, second = (weighted_sums(weights, off**power, rows.shape) for power in range(3))
         shift = middle - torch.where(loc < 0, 0.0, self.centre[loc.clamp(min=0)])
@@ -182,11 +182,11 @@ class MultivariateNormal(Paired):
         fn, (x,), weights = observed(use, site, weights)
         loc, covariance = use.index("loc"), use.index("covariance")
         x, weights = x.double(), weights.double()
+        self.floors.see(site, covariance, weights, x, item_dim=1)
         if (loc < 0).any():
             x = x - torch.where((loc < 0).unsqueeze(-1), fn.loc.detach().double(), 0.0)
         rows = self.pairs.rows(loc, covariance)
         middle = _middle(weights, x, rows.shape, item_dim=1)
-        self.floors.see(site, covariance, weights, x, item_dim=1)
         n = weighted_sums(weights, torch.ones_like(weights), rows.shape)
         first = weighted_sums(weights, x - middle, rows.shape, 1)
         second = scatters(weights, x - middle, rows.shape)

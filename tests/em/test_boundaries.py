@@ -126,7 +126,7 @@ def test_ties_make_no_spikes(name, dtype):
     size, y = {"gamma": a, "beta": a * b / (a + b), "exponential": a}[name], x.double()
     spread = {"gamma": y.log(), "beta": (y / (1 - y)).log(), "exponential": y}[name].var(correction=0)
     largest = max(1, 1 / spread) * 1e6
-    largest = 1e9 / spread**0.5 if name == "exponential" else largest
+    largest = 1e9 / y[y > 0].log().mean().exp() if name == "exponential" else largest
     assert size.max() <= largest * (1 + 1e-4)
     if size.max() >= largest * (1 - 1e-4):
         assert "held at its limit" in found.summary()
@@ -372,3 +372,42 @@ def test_values_on_the_edge_are_refused(kind):
 
     with pytest.raises(ValueError, match=f"'x' has values on the edge of what its {kind.__name__} distribution"):
         lvm.fit_em(model, torch.tensor([0.0, 0.3, 0.5]), progress=False)
+
+
+def test_a_line_through_all_rows_leaves_a_scale_at_its_floor():
+    """A millionth of the variance of what was observed, and not of residuals, which vanish."""
+    u = torch.linspace(-1, 1, 50).double()
+    y = 2.0 + 3.0 * u
+
+    def model(u, y):
+        b = pyro.param("b", torch.zeros(2).double())
+        s = pyro.param("s", torch.tensor(1.0).double(), constraint=constraints.positive)
+        with pyro.plate("rows", len(u)):
+            pyro.sample("y", dist.Normal(b[0] + b[1] * u, s), obs=y)
+
+    found = fit(model, u, y)
+    torch.testing.assert_close(found.params["b"], torch.tensor([2.0, 3.0]).double())
+    assert found.params["s"].item() == pytest.approx(1e-3 * y.std(correction=0).item(), rel=1e-6)
+    assert "held at its limit" in rules(found)["s"]
+    assert rules(found)["b"] == "weighted least squares"
+
+
+def test_one_component_has_all_the_weight():
+    x = torch.poisson(torch.full((100, 2), 3.0), generator=torch.Generator().manual_seed(0))
+    found = lvm.fit_em(lvm.models.Mixture(1, lvm.models.mixture.Poisson(2)), x, progress=False)
+    assert "L-BFGS" not in found.summary()
+    torch.testing.assert_close(found.params["rate"][0], x.mean(0))
+
+
+@pytest.mark.parametrize("rows", [[1e-12] * 5, [1e-10], [1.0] * 999 + [1e13], [1e-200] * 3, [0.0, 1e-30, 1e30]])
+def test_rates_of_what_is_small_or_large_are_no_spikes(rows):
+    x = torch.tensor(rows, dtype=torch.float64)
+
+    def model(x):
+        rate = pyro.param("rate", torch.tensor(1.0).double(), constraint=constraints.positive)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Exponential(rate), obs=x)
+
+    found = fit(model, x)
+    assert rules(found)["rate"] == "weighted mean"
+    assert found.params["rate"].item() == pytest.approx(1 / x.mean().item(), rel=1e-12)
