@@ -72,8 +72,16 @@ def _frame_as_array(frame: Any) -> Any:
 
 def arguments_of(model: Any, data: Sequence[Any]) -> tuple[Any, ...]:
     """The data arguments of a model, made by its ``as_data`` of what users have at hand, if it has one."""
-    owner = getattr(model, "__self__", model)
-    return tuple(owner.as_data(*data)) if hasattr(owner, "as_data") else tuple(data)
+    return tuple(_owner(model).as_data(*data)) if converts(model) else tuple(data)
+
+
+def converts(model: Any) -> bool:
+    """Whether a model makes its data arguments itself, and so knows which shapes rows may have."""
+    return hasattr(_owner(model), "as_data")
+
+
+def _owner(model: Any) -> Any:
+    return getattr(model, "__self__", model)
 
 
 def as_arguments(value: Any) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_lvm import files, randomness
 from pyro_lvm.checks import check_count, check_model, check_seed
-from pyro_lvm.data import Data, arguments_of, fingerprint
+from pyro_lvm.data import Data, arguments_of, converts, fingerprint
 from pyro_lvm.elbo.contraction import draw_enumerated, enumerate_model, over_support, responsibilities
 from pyro_lvm.guides import distributions
 from pyro_lvm.importance import Estimate, Evidence, evidence, score
@@ -176,8 +176,10 @@ class Result:
                     "or save the result and load it with the rows as tensors, lvm.load(path, model, guide, *data)"
                 )
             return fitted.args
-        args = Data(arguments_of(self.model, given)).args
-        for i, (new, old, has_rows) in enumerate(zip(args, fitted.args, fitted.has_rows, strict=False)):
+        model = self._program.model
+        args = Data(arguments_of(model, given)).args
+        known = () if converts(model) else zip(args, fitted.args, fitted.has_rows, strict=False)
+        for i, (new, old, has_rows) in enumerate(known):
             shapes = [list(a.shape[1:]) if isinstance(a, Tensor) and a.dim() else None for a in (new, old)]
             if has_rows and new is not None and shapes[0] != shapes[1]:
                 got = list(new.shape) if isinstance(new, Tensor) else repr(new)

@@ -17,10 +17,21 @@ def is_sparse(value: Any) -> bool:
 
 def from_scipy(matrix: Any) -> Tensor:
     """A sparse matrix or array of SciPy as a tensor of torch's default dtype."""
-    matrix = matrix.tocsr()
-    matrix.sum_duplicates()
+    given, matrix = matrix, matrix.tocsr()
+    if not matrix.has_canonical_format:
+        matrix = matrix.copy() if matrix is given else matrix
+        matrix.sum_duplicates()
     values = torch.as_tensor(matrix.data).to(torch.get_default_dtype())
     return table(torch.as_tensor(matrix.indptr), torch.as_tensor(matrix.indices), values, matrix.shape[1])
+
+
+def from_torch(tensor: Tensor) -> Tensor:
+    """A table in this format from a matrix in any other of torch's."""
+    if is_sparse(tensor):
+        return tensor
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CS[RC] tensor support is in beta state", UserWarning)
+        return from_dense(tensor) if tensor.layout is torch.strided else tensor.to_sparse_csr()
 
 
 def from_dense(tensor: Tensor) -> Tensor:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from pyro_lvm.models._chain_cuts import messages, segments_of
 from pyro_lvm.models._packing import Packing
 
 _UNSAFE = 1e-30  # the chance of a row below which probabilities that were rounded to 0 may count
+_RARE = 1e-100  # the chance of a move that may be too small to bring back a state whose probability was rounded to 0
+_LOST = 1e-290  # a probability that has lost digits
 _IMPOSSIBLE = -1e30  # nats
 
 
@@ -16,7 +19,8 @@ class Smoothed:
     """What chains of observations say about their states, in double precision.
 
     Probabilities are scaled at each time to sum to 1 (Rabiner 1989). Chains in which they would underflow are done
-    again with their logarithms. A few long chains are cut, so that their segments go through time together.
+    again with their logarithms: if a row is improbable, or if a state is lost that rare moves do not bring back. A few
+    long chains are cut, so that their segments go through time together, unless moves are rare.
 
     Attributes:
         log_prob: Log-density of each chain, ``[N]``; minus infinity where it is impossible.
@@ -36,7 +40,8 @@ class Smoothed:
         self._chain = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
         largest = log_density.amax(-1, keepdim=True)
         density = (log_density - largest).exp()
-        segments, owner = segments_of(lengths, len(initial))
+        rare = float(self._transition.min()) < _RARE
+        segments, owner = (lengths, self._chain) if rare else segments_of(lengths, len(initial))
         packing = Packing(segments)
         density = density[packing.order]
         if len(segments) == len(lengths):
@@ -48,10 +53,19 @@ class Smoothed:
         self.filtered, self.states = packing.unpack(filtered), packing.unpack(filtered * later)
         self._ratio, scale = packing.unpack(ratio), packing.unpack(scale)
         self.log_prob = self._by_chain((scale.log() + largest).squeeze(-1))
-        self._unsafe = self._chain[~(scale.squeeze(-1) >= _UNSAFE)].unique()  # as NaN is too
+        unsafe = ~(scale.squeeze(-1) >= _UNSAFE)  # as NaN is too
+        if rare:
+            unsafe |= self._loses(log_density, initial) | ~self.states.isfinite().all(-1)
+        self._unsafe = self._chain[unsafe].unique()
         self._moves = density.new_zeros(len(self._unsafe), *transition.shape)
         if len(self._unsafe):
             self._smooth_in_logs(log_density, initial)
+
+    def _loses(self, log_density: Tensor, initial: Tensor) -> Tensor:
+        """Whether some state that is possible in a row has lost its probability there, ``[M]``."""
+        predicted = self.filtered.roll(1, 0) @ self._transition
+        predicted[self._starts] = initial
+        return ((self.filtered < _LOST) & (predicted > 0) & (log_density > -torch.inf)).any(-1)
 
     def transitions(self, weight: Tensor) -> Tensor:
         """How often each state is expected to follow each, ``[K, K]``, in all chains together.
@@ -192,20 +206,23 @@ def _logs(probabilities: Tensor) -> Tensor:
 
 
 class LogProb(torch.autograd.Function):
-    """The log-density of chains, with expected statistics for derivatives."""
+    """The log-density of chains, with expected statistics for derivatives; probabilities of zero have none."""
 
     @staticmethod
-    def forward(ctx, log_density, lengths, log_initial, log_transition):  # noqa: ANN001, ANN205
-        ctx.smoothed = Smoothed(log_density, lengths, log_initial.exp(), log_transition.exp())
+    def forward(ctx, log_density, lengths, initial, transition):  # noqa: ANN001, ANN205
+        ctx.smoothed = Smoothed(log_density, lengths, initial, transition)
+        ctx.save_for_backward(initial, transition)
         return ctx.smoothed.log_prob.to(log_density.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):  # noqa: ANN001, ANN205
-        smoothed = ctx.smoothed
+        smoothed, (initial, transition) = ctx.smoothed, ctx.saved_tensors
+        first = (smoothed.first() * grad.double().unsqueeze(-1)).sum(0)
         found = (
             smoothed.states * smoothed.per_row(grad),
-            (smoothed.first() * grad.double().unsqueeze(-1)).sum(0),
-            smoothed.transitions(grad),
+            first / initial.where(initial > 0, torch.inf),
+            smoothed.transitions(grad) / transition.where(transition > 0, torch.inf),
         )
         rows, initial, transition = (value.to(grad.dtype) for value in found)
         return rows, None, initial, transition

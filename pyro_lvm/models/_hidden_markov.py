@@ -48,8 +48,7 @@ class HiddenMarkov(TorchDistribution):
         rows = value[inside(self.lengths, self.width)]
         columns = rows.split([family.num_features for family in self.families.values()], -1)
         density = log_densities(self.families, self.params, dict(zip(self.families, columns, strict=True)))
-        logs = (p.clamp(min=torch.finfo(p.dtype).tiny).log() for p in (self.initial, self.transition))
-        return LogProb.apply(density, self.lengths, *logs)
+        return LogProb.apply(density, self.lengths, self.initial, self.transition)
 
     def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008
         """Sequences, with zeros behind their ends."""

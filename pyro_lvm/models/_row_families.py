@@ -84,6 +84,11 @@ class Multinomial(_Counts):
     def observe(self, params: Params, x: Tensor) -> list[Observed]:
         return [Observed("", _AnyTotal(self.total_count, params["probs"], validate_args=False), x)]
 
+    def log_prob(self, params: Params, x: Tensor) -> Tensor:
+        orders = (x.sum(-1, keepdim=True) + 1).lgamma() - (x + 1).lgamma().sum(-1, keepdim=True)
+        rows = x.unsqueeze(-2)
+        return orders + (rows * torch.where(rows > 0, params["probs"], 1.0).log()).sum(-1)
+
     def features(self, x: Tensor) -> Tensor:
         totals = x.sum(-1, keepdim=True)
         return 2 * (totals.mean() * x / totals.clamp(min=1)).sqrt()
@@ -109,6 +114,9 @@ class Bernoulli(ByMeans):
 
     def observe(self, params: Params, x: Tensor) -> list[Observed]:
         return [Observed("", dist.Bernoulli(params["probs"]).to_event(1), x)]
+
+    def log_prob(self, params: Params, x: Tensor) -> Tensor:
+        return torch.where(x.unsqueeze(-2) > 0.5, params["probs"], 1 - params["probs"]).log().sum(-1)
 
     def valid(self, x: Tensor) -> Tensor:
         return (x == 0) | (x == 1)
@@ -167,6 +175,11 @@ class Categorical(ByMeans):
         if self._alike:
             return [Observed("", dist.Categorical(params["probs"]).to_event(1), x)]
         return [Observed(f"_{j}", dist.Categorical(params[f"probs_{j}"]), x[..., j]) for j in range(self.num_features)]
+
+    def log_prob(self, params: Params, x: Tensor) -> Tensor:
+        tables = params["probs"].unbind(-2) if self._alike else [params[name] for name in self.shapes()]
+        columns = x.long().unbind(-1)
+        return torch.stack([probs.log().mT[x] for probs, x in zip(tables, columns, strict=True)]).sum(0)
 
     def valid(self, x: Tensor) -> Tensor:
         return (x >= 0) & (x < x.new_tensor(self.sizes)) & (x == x.floor())

@@ -90,7 +90,7 @@ class Family(ABC):
         """
 
     def log_prob(self, params: Params, x: Tensor) -> Tensor:
-        """Log-density of rows `[N, D]` in each component, `[N, K]`."""
+        """Log-density of rows `[N, D]` in each component, `[N, K]`; minus infinity where a row is impossible."""
         return torch.stack(
             [log_prob(density, value) for _, density, value in self.observe(params, x.unsqueeze(-2))]
         ).sum(0)

@@ -148,7 +148,8 @@ class HMM(FamilyModule):
         Stretches of 8 and of 32 rows are told apart by the mean and the spread of their rows, for states may differ in
         either. Of the clusters of the rows and of both stretches, the likeliest are taken. The transitions are those
         between the clusters of successive rows; every one of them, and every first state, is counted once more than it
-        was seen.
+        was seen. States are in the order of the mean time at which they are seen, and first states and moves that have
+        no probability get none: assign these zeros before, as of a chain that goes from left to right.
 
         Args:
             data: The arguments of the model, or what :meth:`as_data` makes them of.
@@ -185,10 +186,15 @@ class HMM(FamilyModule):
         K = self.num_states
         starts = (lengths.cumsum(0) - lengths).cpu().numpy()
         later = np.setdiff1d(np.arange(len(labels)), starts)
+        times = np.arange(len(labels)) - np.repeat(starts, lengths.cpu().numpy())
+        labels = _by_time(labels, times, K)
         moves = np.ones((K, K))
         np.add.at(moves, (labels[later - 1], labels[later]), 1)
         first = np.bincount(labels[starts], minlength=K) + 1
-        self.initial, self.transition = first / first.sum(), moves / moves.sum(-1, keepdims=True)
+        self.initial, self.transition = (
+            _normalized(counts * (old.detach().cpu().numpy() > 0))
+            for counts, old in ((first, self.initial), (moves, self.transition))
+        )
         membership = torch.eye(K, dtype=torch.float64)[torch.as_tensor(labels)]
         for part, x in rows.items():
             for name, value in self.families[part].start(x, membership).items():
@@ -332,3 +338,13 @@ class HMM(FamilyModule):
         if not ((lengths >= 1) & (lengths <= T)).all():
             raise ValueError(f"lengths: expected numbers from 1 to {T}, got {lengths.tolist()}")
         return lengths
+
+
+def _by_time(labels: NDArray, times: NDArray, num_states: int) -> NDArray:
+    """Labels renumbered, so that their mean times increase."""
+    mean = np.bincount(labels, times, num_states) / np.bincount(labels, minlength=num_states).clip(1)
+    return mean.argsort(kind="stable").argsort()[labels]
+
+
+def _normalized(counts: NDArray) -> Tensor:
+    return torch.as_tensor(counts / counts.sum(-1, keepdims=True))

@@ -129,8 +129,8 @@ class LDA(AssignableModule):
         counts = as_tensor(given)
         if not isinstance(counts, Tensor):
             return data
-        if not sparse.is_sparse(counts) and counts.dim() == 2:
-            counts = sparse.from_dense(counts)
+        if counts.dim() == 2:
+            counts = sparse.from_torch(counts)
         return (counts.to(self.concentration.dtype),)
 
     def forward(self, counts: Tensor) -> None:

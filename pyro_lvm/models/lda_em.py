@@ -16,6 +16,7 @@ __all__ = ["LDASteps"]
 
 _TOLERANCE = 1e-3  # words, by which the number that a topic has in a document still changes, on average
 _MAX_ITER = 100
+_TINY = torch.finfo(torch.float64).tiny
 _NUM_ENTRIES = 2**17  # of words' weights: what the caches of a processor hold
 
 
@@ -24,7 +25,8 @@ class Inferred(NamedTuple):
 
     Attributes:
         shares: The concentrations of the shares, `[N, K]`.
-        ratio: The count of each entry of the table over its expected weight, `[E]`.
+        ratio: The count of each entry of the table over its expected weight, both in units in which the largest weight
+            of a word, and of a topic in a document, is 1, `[E]`.
         log_words: The logarithms of the expected weights of all words of a document, `[N]`.
     """
 
@@ -66,10 +68,10 @@ class LDASteps(Steps):
         for rows, words, ratio in zip(
             *(part.split(at_once) for part in (owner, counts.col_indices(), found.ratio * each[owner])), strict=True
         ):
-            by_word.index_add_(0, words, log_shares[rows].exp_() * ratio.unsqueeze(-1))
+            by_word.index_add_(0, words, _scaled(log_shares[rows]) * ratio.unsqueeze(-1))
         return {
             "log_p": each @ _bounds(params, found),
-            "words": by_word.mT * word_weights(params),
+            "words": by_word.mT * _scaled(word_logs(params).mT).mT,
             "log_shares": each @ log_shares,
             "documents": each.sum(),
         }
@@ -99,7 +101,8 @@ def infer(params: Params, counts: Tensor) -> Inferred:
         params: The parameters.
         counts: A sparse table, `[N, V]`.
     """
-    prior, weights = params["concentration"].double(), word_weights(params).mT.contiguous()
+    prior, logs = params["concentration"].double(), word_logs(params).mT.contiguous()
+    weights, largest = _scaled(logs), logs.amax(-1)
     values = counts.values().double()
     shares = prior.repeat(len(counts), 1)
     ratio, log_words = torch.zeros_like(values), values.new_zeros(len(counts))
@@ -110,7 +113,8 @@ def infer(params: Params, counts: Tensor) -> Inferred:
         shares[some.rows] = found
         there = some.counts > 0
         ratio[some.entries[there]] = (number / expected)[there]
-        log_words[some.rows] = (number * expected.log()).sum(-1)
+        log_words[some.rows] = (number * (expected.log() + largest[some.words])).sum(-1)
+        log_words[some.rows] += number.sum(-1) * expected_log(found).amax(-1)
     return Inferred(shares, ratio, log_words)
 
 
@@ -137,8 +141,8 @@ def _settle(start: Tensor, prior: Tensor, weights: Tensor, counts: Tensor) -> tu
     here, words, number = start, weights, counts
     moving = torch.ones_like(active, dtype=torch.bool)  # a document that has settled waits for the others
     for _ in range(_MAX_ITER):
-        topic = torch.digamma(here).exp_()  # up to a factor of each document, which cancels out
-        ratio = number.unsqueeze(1) / torch.bmm(topic.unsqueeze(1), words.mT)
+        topic = _scaled(torch.digamma(here))  # up to a factor of each document, which cancels out
+        ratio = number.unsqueeze(1) / torch.bmm(topic.unsqueeze(1), words.mT).clamp_(min=_TINY)
         found = torch.bmm(ratio, words).squeeze(1).mul_(topic)
         gap = (prior + found - here).abs().mean(-1)
         here = torch.where(moving.unsqueeze(-1), prior + _beyond(here - prior, found), here)
@@ -152,8 +156,8 @@ def _settle(start: Tensor, prior: Tensor, weights: Tensor, counts: Tensor) -> tu
             active, here, words, number, moving = (part[moving] for part in parts)
     else:
         shares = shares.index_copy(0, active, here)
-    expected = torch.bmm(expected_log(shares).exp_().unsqueeze(1), weights.mT).squeeze(1)
-    return shares, expected
+    expected = torch.bmm(_scaled(torch.digamma(shares)).unsqueeze(1), weights.mT).squeeze(1)
+    return shares, expected.clamp_(min=_TINY)
 
 
 def _beyond(old: Tensor, new: Tensor) -> Tensor:
@@ -167,9 +171,14 @@ def _beyond(old: Tensor, new: Tensor) -> Tensor:
     return farther * (new.sum(-1, keepdim=True) / farther.sum(-1, keepdim=True))
 
 
-def word_weights(params: Params) -> Tensor:
-    """The exponentials of the expected logarithms of the words' probabilities, `[K, V]`."""
-    return expected_log(params["topic_concentration"].double()).exp_()
+def _scaled(logs: Tensor) -> Tensor:
+    """Exponentials of `[*, K]` over the largest of the last dimension; few, or none, underflow."""
+    return (logs - logs.amax(-1, keepdim=True)).exp_()
+
+
+def word_logs(params: Params) -> Tensor:
+    """The expected logarithms of the words' probabilities, `[K, V]`."""
+    return expected_log(params["topic_concentration"].double())
 
 
 def expected_log(concentration: Tensor) -> Tensor:

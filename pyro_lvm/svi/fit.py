@@ -17,7 +17,7 @@ from pyro_lvm import files, randomness
 from pyro_lvm.batches import Batches, LoaderRows, ShuffledRows, WholeData
 from pyro_lvm.checkpoint import Checkpoint, name_of
 from pyro_lvm.checks import check_callbacks, check_count, check_device, check_seed
-from pyro_lvm.data import Data, arguments_of, as_arguments, check_num_rows
+from pyro_lvm.data import Data, arguments_of, as_arguments, check_num_rows, converts
 from pyro_lvm.modules import move, unchanged_if_it_fails
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
@@ -210,7 +210,8 @@ def _validation(program: Program, validation: Any, rows: Any, device: Any) -> tu
         )
     held_out = Data(given, rows, device, what="validation").args
     program.check_dtypes(held_out)
-    for i, (new, old, has) in enumerate(zip(held_out, program.data.args, program.data.has_rows, strict=True)):
+    known = () if converts(program.model) else zip(held_out, program.data.args, program.data.has_rows, strict=True)
+    for i, (new, old, has) in enumerate(known):
         if isinstance(new, Tensor) and isinstance(old, Tensor) and new.shape[has:] != old.shape[has:]:
             raise ValueError(f"validation argument {i} has shape {list(new.shape)}, in the fit {list(old.shape)}")
     return held_out

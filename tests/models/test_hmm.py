@@ -16,7 +16,7 @@ from torch.distributions import constraints
 import pyro_lvm as lvm
 from pyro_lvm.models import HMM
 from pyro_lvm.models._chains import Smoothed
-from pyro_lvm.models.mixture import Categorical, Gaussian, Poisson
+from pyro_lvm.models.mixture import Bernoulli, Categorical, Gaussian, Multinomial, Poisson
 
 K = 3
 INITIAL = np.array([0.5, 0.3, 0.2])
@@ -171,6 +171,55 @@ def test_probabilities_that_underflow_are_right(T):
     np.testing.assert_array_equal(model.viterbi(data)[0, :T], expected[2])
     last = by_brute_force(beside_density, np.array([1.0, 0.0, 0.0]), LEFT_TO_RIGHT)
     np.testing.assert_allclose(model.state_probs(data)[2, :T], last[1], atol=1e-12)
+
+
+@pytest.mark.parametrize("transition", [np.eye(2), [[0.9, 0.1], [0.0, 1.0]], [[1 - 1e-200, 1e-200], [1e-250, 1.0]]])
+@pytest.mark.parametrize("num_later", [18, 24, 40])
+def test_states_that_rare_moves_do_not_bring_back_are_not_lost(transition, num_later):
+    """A first row rules a state out, and later ones make it the true one, each only somewhat."""
+    transition = np.array(transition)
+    locs = np.array([0.0, 40.0])
+    for first, later in ((0.0, 21.2), (40.0, 18.8)):
+        x = np.array([first, *[later] * num_later])
+        density = stats.norm(locs, 1.0).logpdf(x[:, None])
+        initial = np.array([0.5, 0.5])
+        logs = np.log(np.maximum(transition, 0), where=transition > 0, out=np.full((2, 2), -np.inf))
+        forward, back = [np.log(initial) + density[0]], [np.zeros(2)]
+        for row in density[1:]:
+            forward.append(logsumexp(forward[-1][:, None] + logs, axis=0) + row)
+        for row in density[:0:-1]:
+            back.append(logsumexp(logs + row + back[-1], axis=1))
+        log_prob = logsumexp(forward[-1])
+        states = np.exp(np.array(forward) + np.array(back[::-1]) - log_prob)
+        found = Smoothed(torch.tensor(density), torch.tensor([len(x)]), torch.tensor(initial), torch.tensor(transition))
+        assert found.log_prob.item() == pytest.approx(log_prob, rel=1e-10)
+        np.testing.assert_allclose(found.states, states, atol=1e-8)
+
+
+def test_long_chains_whose_moves_are_rare_are_right():
+    """Too long to be left whole, were it not for that."""
+    x = torch.cat([torch.zeros(1), torch.full((999,), 21.0)]).double()
+    density = torch.distributions.Normal(torch.tensor([0.0, 40.0]).double(), 1.0).log_prob(x.unsqueeze(-1))
+    found = Smoothed(density, torch.tensor([1000]), torch.tensor([0.5, 0.5]), torch.eye(2))
+    assert found.log_prob.item() == pytest.approx((density.sum(0) + math.log(0.5)).logsumexp(0).item(), rel=1e-12)
+
+
+def test_restarts_keep_zeros():
+    """Three states from left to right, found in their order from clusters in any."""
+    rng = np.random.default_rng(0)
+    x = [
+        torch.tensor(np.repeat([50.0, 0.0, 90.0], rng.integers(4, 9, 3))[:, None] + rng.normal(size=1))
+        for _ in range(20)
+    ]
+    x = [row + torch.tensor(rng.normal(size=row.shape)) for row in x]
+    model = HMM(3, Gaussian(1)).double()
+    model.initial, model.transition = [1.0, 0.0, 0.0], [[0.8, 0.2, 0.0], [0.0, 0.8, 0.2], [0.0, 0.0, 1.0]]
+    for start in (model.initialize(x), model):
+        em = lvm.fit_em(start, x, num_restarts=3, progress=False)
+        assert (model.transition.tril(-1) == 0).all()
+        assert model.transition[0, 2] == 0
+        torch.testing.assert_close(model.locs[:, 0], torch.tensor([50.0, 0.0, 90.0]).double(), atol=1.0, rtol=0)
+        assert em.converged
 
 
 def test_impossible_sequence_has_log_density_minus_infinity():
@@ -372,6 +421,59 @@ def test_forecast_goes_on_from_the_last_state():
             filtered = last @ TRANSITION
         for h in range(3):
             assert_within(draws[:, n, h], last @ np.linalg.matrix_power(TRANSITION, h + 1) @ RATE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_answers_of_no_probability_are_impossible(dtype):
+    """As hmmlearn has it; and in EM zeros stay."""
+    probs = np.array([[0.5, 0.5, 0.0], [0.0, 0.3, 0.7]])
+    model = HMM(2, Categorical(3)).to(dtype)
+    model.initial, model.transition, model.probs = [1.0, 0.0], [[0.6, 0.4], [0.0, 1.0]], probs[:, None]
+    peer = hmmlearn.hmm.CategoricalHMM(2, init_params="")
+    peer.startprob_, peer.transmat_ = np.array([1.0, 0.0]), np.array([[0.6, 0.4], [0.0, 1.0]])
+    peer.emissionprob_, peer.n_features = probs, 3
+    for answers in ([0, 1, 2], [2, 1], [0, 1, 2, 0], [1, 1, 1, 2, 2]):
+        x = torch.tensor(answers, dtype=dtype).unsqueeze(-1)
+        with np.errstate(divide="ignore"):
+            expected = peer.score(np.array(answers)[:, None])
+        assert model.log_prob(x).item() == pytest.approx(expected, rel=1e-6)
+        trace = pyro.poutine.trace(model).get_trace(x.unsqueeze(0))
+        trace.compute_log_prob()
+        assert trace.nodes["x"]["log_prob"].item() == pytest.approx(expected, rel=1e-6)
+    x = [torch.tensor(answers, dtype=dtype).unsqueeze(-1) for answers in ([0, 1, 2], [1, 2, 2, 1], [0, 0, 1])]
+    lvm.fit_em(model, x, max_iter=5, progress=False)
+    assert (model.probs[:, 0] == 0).tolist() == [[False, False, True], [True, False, False]]
+
+
+@pytest.mark.parametrize("family", [Bernoulli(2), Multinomial(3), Categorical(3, 2), Categorical([2, 3])])
+def test_families_of_counts_and_answers_are_those_of_their_densities(family):
+    generator = torch.Generator().manual_seed(0)
+    params = {}
+    for name, shape in family.shapes().items():
+        raw = torch.rand(K, *shape, generator=generator).double()
+        params[name] = raw if isinstance(family, Bernoulli) else raw / raw.sum(-1, keepdim=True)
+    most = (
+        torch.tensor([2, 2])
+        if isinstance(family, Bernoulli)
+        else torch.tensor([2, 3])
+        if family == Categorical([2, 3])
+        else torch.tensor(3)
+    )
+    size = 3 if isinstance(family, Multinomial) else 2
+    x = (torch.rand(20, size, generator=generator) * most).floor().double()
+    expected = sum(density.log_prob(value) for _, density, value in family.observe(params, x.unsqueeze(-2)))
+    torch.testing.assert_close(family.log_prob(params, x), expected)
+
+
+def test_results_take_what_models_take():
+    """Lists of sequences, of any length, whatever the fit has seen."""
+    x = [torch.randn(T, 2, generator=torch.Generator().manual_seed(T)).double() for T in (5, 9, 12)]
+    model = HMM(2, Gaussian(2)).double()
+    em = lvm.fit_em(model, x, max_iter=3, progress=False)
+    for rows in (x, x[:2], [torch.cat(x)]):
+        torch.testing.assert_close(em.score(rows).value, model.log_prob(rows).detach())
+    svi = lvm.fit(model, None, x, num_steps=2, validation=[x[:1]], every=1, progress=False)
+    torch.testing.assert_close(svi.score(x[:2]).value, model.log_prob(x[:2]).detach())
 
 
 def test_result_predicts_scores_and_is_saved(tmp_path):

@@ -1,5 +1,6 @@
 """Latent Dirichlet allocation: brute force on single words, scikit-learn, and topics that made the data."""
 
+import warnings
 from pydoc_data.topics import topics as help_texts
 
 import numpy as np
@@ -338,3 +339,46 @@ def test_held_out_perplexity_of_pythons_own_help_is_no_worse_than_scikit_learns(
         theirs.append(as_ours(peer).perplexity(held_out))
     standard_error = (np.var(ours, ddof=1) / 3 + np.var(theirs, ddof=1) / 3) ** 0.5
     assert np.mean(ours) <= np.mean(theirs) + 2 * standard_error, (ours, theirs)
+
+
+@pytest.mark.parametrize("layout", ["coo", "csc", "csr", "dense"])
+def test_any_matrix_of_torchs_will_do(corpus, layout):
+    counts, _ = corpus
+    dense = torch.tensor(counts[:20].toarray())
+    given = {"coo": dense.to_sparse, "csc": dense.to_sparse_csc, "csr": dense.to_sparse_csr, "dense": lambda: dense}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CS[RC] tensor support", UserWarning)
+        matrix = given[layout]()
+    model = LDA(K, V).initialize(counts)
+    torch.testing.assert_close(model.shares(matrix), model.shares(counts[:20]))
+
+
+def test_results_take_what_models_take(corpus):
+    counts, _ = corpus
+    _, em = fitted(counts, max_iter=2)
+    lists = [np.repeat(np.arange(V), row).tolist() for row in counts[:5].toarray().astype(int)]
+    expected = em.score(counts[:5]).value
+    torch.testing.assert_close(em.score(lists).value, expected)
+    torch.testing.assert_close(em.score(torch.tensor(counts[:5].toarray()).float()).value, expected)
+
+
+@pytest.mark.parametrize("topic_prior", [1e-3, 1e-5])
+def test_unseen_words_under_small_priors_have_tiny_finite_probabilities(topic_prior):
+    """In logarithms: those of the words alone are about minus the inverse of the prior."""
+    model = LDA(2, 4, topic_prior=topic_prior, share_prior=0.5).double()
+    lvm.fit_em(model, 20 * [[0, 1], [2, 2]], progress=False, max_iter=5)
+    seen, unseen = model.bound([[0]]).item(), model.bound([[3]]).item()
+    expected = torch.digamma(torch.tensor(topic_prior)).item()
+    assert unseen - seen == pytest.approx(expected, rel=0.05)
+
+
+def test_many_topics_and_documents_of_one_word():
+    model = LDA(1500, 3)
+    em = lvm.fit_em(model, 5 * [[0], [1], [2]], max_iter=2, progress=False)
+    assert em.objective.isfinite().all()
+
+
+def test_a_users_matrix_is_left_alone():
+    matrix = scipy_sparse.csr_matrix((np.ones(3), np.array([0, 0, 1]), np.array([0, 2, 3])), shape=(2, 3))
+    LDA(2, 3).shares(matrix)
+    assert matrix.nnz == 3
