@@ -21,7 +21,7 @@ from pyro_lvm.em.run import EMPTY, ROUNDING, Empty, Theta
 from pyro_lvm.params import is_real
 
 _DRAWS = 10  # of the states of each row, in Monte Carlo EM
-_ROUNDINGS = 4  # of the parameters, which slopes of concentrated distributions multiply
+_ROUNDINGS = 16  # of the parameters, which slopes of concentrated distributions multiply
 _FLAT = {torch.float32: 1e-3, torch.float64: 1e-6}  # a slope of Q, in nats a row
 _SURE = 0.9  # the share of a row that goes where it is assigned; the rest leaves no component without rows
 
