@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Collection, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -20,6 +22,20 @@ def check_count(name: str, value: Any) -> int:
     if count < 1:
         raise ValueError(f"{name} must be a positive integer; got {value!r}")
     return count
+
+
+def check_positive(name: str, value: float) -> float:
+    """A positive finite number as a plain float.
+
+    Raises:
+        TypeError: if it is no number.
+        ValueError: if it is not positive or not finite.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a positive number, got {value!r}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}: expected a positive number, got {value!r}")
+    return float(value)
 
 
 def check_seed(seed: Any) -> int:

@@ -1,7 +1,5 @@
 """What the models share: checks of what they are given, and parameters that can be assigned."""
 
-import math
-from numbers import Real
 from typing import Any
 
 import torch
@@ -17,15 +15,6 @@ _WORDS = {
     constraints.unit_interval: "numbers from 0 to 1",
 }
 _SIMPLEX_TOLERANCE = 1e-5  # float32 weights of a thousand components still pass
-
-
-def check_positive(name: str, value: float) -> float:
-    """Return `value` as a positive finite float, or raise."""
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected a positive number, got {value!r}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}: expected a positive number, got {value!r}")
-    return float(value)
 
 
 def check_rows(name: str, rows: Tensor, num_features: int, dtype: torch.dtype) -> Tensor:

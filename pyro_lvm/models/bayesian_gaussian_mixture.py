@@ -12,9 +12,9 @@ from pyro.ops.indexing import Vindex
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_lvm.checks import check_count
+from pyro_lvm.checks import check_count, check_positive
 from pyro_lvm.data import as_tensor
-from pyro_lvm.models._base import AssignableModule, check_positive, check_rows
+from pyro_lvm.models._base import AssignableModule, check_rows
 from pyro_lvm.models._steps import Params
 from pyro_lvm.models._wishart import Wishart
 from pyro_lvm.models.bayesian_gaussian_mixture_em import (

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_lvm import sparse
-from pyro_lvm.checks import check_count, check_seed
+from pyro_lvm.checks import check_count, check_positive, check_seed
 from pyro_lvm.data import as_tensor
-from pyro_lvm.models._base import AssignableModule, check_positive
+from pyro_lvm.models._base import AssignableModule
 from pyro_lvm.models._shares import Shares
 from pyro_lvm.models._steps import Params
 from pyro_lvm.models._words import Words

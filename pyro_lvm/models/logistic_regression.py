@@ -8,9 +8,9 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_lvm.checks import check_count
+from pyro_lvm.checks import check_count, check_positive
 from pyro_lvm.data import as_tensor
-from pyro_lvm.models._base import check_positive, check_rows
+from pyro_lvm.models._base import check_rows
 
 __all__ = ["BayesianLogisticRegression"]
 

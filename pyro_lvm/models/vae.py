@@ -10,8 +10,8 @@ from pyro.nn import PyroModule, PyroParam, pyro_method
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_lvm.checks import check_choice, check_count
-from pyro_lvm.models._base import check_positive, check_rows
+from pyro_lvm.checks import check_choice, check_count, check_positive
+from pyro_lvm.models._base import check_rows
 from pyro_lvm.nn import MLP
 
 __all__ = ["VAE"]

@@ -1,0 +1,27 @@
+"""Layers that take the features in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pyro_lvm.nn.mlp import check_size
+from pyro_lvm.transforms import Coupling, Layer, Permutation, Univariate
+
+
+def alternating(layers: Sequence[Layer], num_features: int) -> list[Layer]:
+    """Layers with the features in reverse order between them."""
+    first, *others = layers
+    reverse = range(num_features - 1, -1, -1)
+    return [first, *(part for layer in others for part in (Permutation(reverse), layer))]
+
+
+def couplings(
+    num_features: int, count: int, univariate: Univariate | None, hidden: Sequence[int], context: int
+) -> list[Layer]:
+    """Couplings that keep the even and the odd features in turn."""
+    if check_size("num_features", num_features) == 1:
+        raise ValueError("num_features: couplings need at least two; MAF, IAF and NSF() take one")
+    return [
+        Coupling(num_features, range(i % 2, num_features, 2), univariate, hidden, context)
+        for i in range(check_size("num_transforms", count))
+    ]

@@ -1,0 +1,162 @@
+"""What holds for every flow."""
+
+import pyro
+import pytest
+import torch
+
+import pyro_lvm as lvm
+from pyro_lvm.flows import IAF, MAF, NSF, Flow, LinearFlow, Planar, RealNVP, Sylvester
+from pyro_lvm.transforms import ActNorm, Conv1x1, ImageCoupling, PLULinear, Squeeze, checkerboard_mask
+
+FLOWS = {
+    "maf": lambda D, c: MAF(D, 2, (8, 8), c),
+    "maf-residual": lambda D, c: MAF(D, 2, (8, 8), c, residual=True),
+    "iaf": lambda D, c: IAF(D, 2, (8, 8), c),
+    "real-nvp": lambda D, c: RealNVP(D, 2, (8, 8), c),
+    "nsf": lambda D, c: NSF(D, 2, 4, 4.0, hidden=(8, 8), context=c),
+    "nsf-coupling": lambda D, c: NSF(D, 2, 4, 4.0, coupling=True, hidden=(8, 8), context=c),
+    "plu": lambda D, c: LinearFlow(D, "plu", c, (8,)),
+    "qr": lambda D, c: LinearFlow(D, "qr", c, (8,)),
+    "planar": lambda D, c: Planar(D, 2, c, (8,)),
+    "sylvester": lambda D, c: Sylvester(D, 2, context=c, hidden=(8,)),
+}
+
+
+def flow_of(name, num_features, context=0, spread=0.3):
+    """A flow with random parameters, in double precision."""
+    torch.manual_seed(0)
+    flow = FLOWS[name](num_features, context)
+    for parameter in flow.parameters():
+        width = parameter[0].numel() if parameter.dim() > 1 else 1
+        parameter.data.add_(spread * torch.randn_like(parameter) / width**0.5)
+    return flow.double()
+
+
+@pytest.mark.parametrize("name", [name for name in FLOWS if name not in ("real-nvp", "nsf-coupling")])
+def test_densities_of_one_number_integrate_to_one(name):
+    x = torch.linspace(-40, 40, 8_001).double()
+    with torch.no_grad():
+        total = torch.trapezoid(flow_of(name, 1)().log_prob(x.unsqueeze(-1)).exp(), x)
+    assert total.item() == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_densities_of_two_numbers_integrate_to_one(name):
+    reach = 6.0 if name.startswith("nsf") else 16.0  # splines end at 4, and bend sharply before
+    x = torch.linspace(-reach, reach, 321).double()
+    grid = torch.cartesian_prod(x, x)
+    with torch.no_grad():
+        density = flow_of(name, 2)().log_prob(grid).exp().reshape(321, 321)
+    assert torch.trapezoid(torch.trapezoid(density, x), x).item() == pytest.approx(1, abs=2e-3)
+
+
+@pytest.mark.parametrize("context", [0, 3])
+@pytest.mark.parametrize("name", FLOWS)
+def test_draws_have_the_densities_that_come_with_them(name, context):
+    flow = flow_of(name, 4, context)
+    c = torch.randn(5, context).double() if context else None
+    density = flow(c)
+    assert density.event_shape == (4,)
+    assert density.batch_shape == (() if c is None else (5,))
+    draws, log_prob = density.rsample_and_log_prob((6,))
+    assert draws.shape == (6, *density.batch_shape, 4)
+    torch.testing.assert_close(density.log_prob(draws.detach()), log_prob)
+    last = density.rsample()
+    torch.testing.assert_close(density.log_prob(last), flow(c).log_prob(last))
+    assert density.sample((2, 3)).shape == (2, 3, *density.batch_shape, 4)
+    assert not density.sample().requires_grad
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_gradients_through_a_draw_are_those_of_its_density(name):
+    """The density that is remembered with a draw, and one computed anew, have the same total derivative."""
+    gradients = []
+    for remembers in (True, False):
+        flow = flow_of(name, 3)
+        torch.manual_seed(1)
+        density = flow()
+        draw = density.rsample((4,))
+        (density if remembers else flow()).log_prob(draw).sum().backward()
+        gradients.append([torch.zeros_like(p) if p.grad is None else p.grad for p in flow.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_linear_flows_are_normal():
+    flow = flow_of("plu", 3)
+    with torch.no_grad():
+        transform = flow.stack()
+        columns = transform(torch.eye(3).double()) - transform(torch.zeros(3).double())
+        normal = torch.distributions.MultivariateNormal(flow.stack.layers[0].loc, columns.mT @ columns)
+        x = torch.randn(20, 3).double()
+        torch.testing.assert_close(flow().log_prob(x), normal.log_prob(x))
+
+
+def test_flows_are_priors_and_likelihoods_in_pyro():
+    """With plates, which expand them."""
+    flow = flow_of("maf", 2)
+
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", flow(), obs=x)
+
+    x = torch.randn(7, 2).double()
+    trace = pyro.poutine.trace(model).get_trace(x)
+    torch.testing.assert_close(trace.log_prob_sum(), flow().log_prob(x).sum())
+
+
+def test_maximum_likelihood_of_a_linear_flow_is_the_normal_of_the_moments():
+    x = torch.randn(500, 2, generator=torch.Generator().manual_seed(0)) @ torch.tensor([[2.0, 0.0], [1.0, 0.5]]) + 3.0
+    flow = LinearFlow(2)
+
+    def model(x):
+        pyro.module("flow", flow)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", flow(), obs=x)
+
+    lvm.fit(model, None, x, num_steps=1_500, optim=0.02, compile=False, progress=False)
+    best = torch.distributions.MultivariateNormal(x.mean(0), x.T.cov(correction=0)).log_prob(x).mean()
+    assert flow().log_prob(x).mean().item() == pytest.approx(best.item(), abs=1e-3)
+
+
+def test_images():
+    torch.manual_seed(0)
+    layers = [
+        ImageCoupling(checkerboard_mask(4, 2, 2)),
+        ActNorm(4, images=True),
+        Conv1x1(4),
+        Squeeze(),
+        ImageCoupling(~checkerboard_mask(1, 4, 4)),
+    ]
+    flow = Flow(layers, (4, 2, 2))
+    data = 5 + 2 * torch.randn(50, 1, 4, 4)
+    flow.initialize(data)
+    density = flow()
+    assert density.event_shape == (1, 4, 4)
+    draws, log_prob = density.rsample_and_log_prob((3,))
+    torch.testing.assert_close(density.log_prob(draws.detach()), log_prob, atol=1e-4, rtol=1e-4)
+    assert density.log_prob(data).mean() > Flow(layers[:1] + layers[3:], (4, 2, 2))().log_prob(data).mean()
+
+
+@pytest.mark.parametrize(
+    "make, error, message",
+    [
+        (lambda: RealNVP(1), ValueError, "at least two"),
+        (lambda: NSF(1, coupling=True), ValueError, "at least two"),
+        (lambda: MAF(3, 0), ValueError, "num_transforms"),
+        (lambda: MAF(2.5), TypeError, "num_features"),
+        (lambda: MAF(3, hidden=(4, 8), residual=True), ValueError, "one width"),
+        (lambda: LinearFlow(3, "svd"), ValueError, "expected one of"),
+        (lambda: Sylvester(2, num_planes=3), ValueError, "at most"),
+        (lambda: NSF(2, num_bins=1_000), ValueError, "less than"),
+        (lambda: NSF(2, bound=0.0), ValueError, "positive"),
+        (lambda: Flow([], 2), ValueError, "expected some"),
+        (lambda: Flow([PLULinear(2)], (1, 2, 2)), ValueError, "expected a number of features"),
+        (lambda: Flow([PLULinear(2), Squeeze()], 2), ValueError, "all of vectors"),
+        (lambda: MAF(2, context=3)(), ValueError, "got none"),
+        (lambda: MAF(2)(torch.zeros(3)), ValueError, "takes none"),
+    ],
+)
+def test_what_makes_no_flow_is_refused(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
