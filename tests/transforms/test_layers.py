@@ -126,6 +126,7 @@ def test_batch_shapes_are_free(name, context):
             torch.testing.assert_close(one.inverse_and_log_det(y[i, j])[0], x[i, j])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n, case in LAYERS.items() if case.takes_context])
 def test_one_point_at_many_contexts(name):
     case = LAYERS[name]
@@ -239,6 +240,7 @@ def test_far_out_and_at_edges_all_is_finite(name, size):
 # torch.func, state --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_layer_and_context
 def test_vmap_and_jacrev(name, context):
     case = LAYERS[name]
@@ -254,6 +256,7 @@ def test_vmap_and_jacrev(name, context):
         torch.testing.assert_close(found.reshape(expected.shape), expected)
 
 
+@pytest.mark.slow
 @every_layer_and_context
 def test_many_layers_at_once(name, context):
     """`vmap` over parameters, as over draws of weights."""
