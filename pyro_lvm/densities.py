@@ -92,7 +92,7 @@ def _gamma(a: Tensor, rate: Tensor, x: Tensor) -> Tensor:
     found = (
         a * _bent(inside / mean, (inside - mean) / mean) - inside.log() + 0.5 * (a / (2 * math.pi)).log() - _stirling(a)
     )
-    return torch.where(x > 0, found, torch.xlogy(a - 1, torch.zeros_like(x)) + a * rate.log() - a.lgamma())
+    return torch.where(x > 0, found, torch.xlogy(a - 1, a.new_zeros(())) + a * rate.log() - a.lgamma())
 
 
 def _beta(a: Tensor, b: Tensor, x: Tensor) -> Tensor:

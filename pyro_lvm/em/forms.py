@@ -20,7 +20,7 @@ from pyro_lvm.newton import dirichlet_concentration
 from pyro_lvm.sites import Site
 
 _LEAST_SHARE = 1e-18  # of the squared level of a feature, the squared mean of an exponential distribution
-_NEAR = 1e-3  # of a limit: so near to it a maximum is held by it
+NEAR = 1e-3  # of a limit: so near to it a maximum is held by it
 Values = dict[str, Tensor]  # something for each item, by argument
 
 
@@ -138,7 +138,7 @@ class Ratio(Form):
         moved = free[self.argument] & ((b > 0) | ((a > 0) & limit.isfinite()))
         found = a.clamp(min=0) / b
         found = found.clamp(max=1) if self.argument == "probs" else found  # it may exceed that by rounding
-        self.floored = {self.argument: moved & (found >= limit * (1 - _NEAR))}
+        self.floored = {self.argument: moved & (found >= limit * (1 - NEAR))}
         return {self.argument: torch.where(moved, torch.minimum(found, limit), now[self.argument])}
 
     def state(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.em.floors import Floors
-from pyro_lvm.em.forms import Form, Values, observed, placed
+from pyro_lvm.em.forms import NEAR, Form, Values, observed, placed
 from pyro_lvm.em.roles import Items
 from pyro_lvm.em.sums import histograms, scatters, weighted_sums
 from pyro_lvm.em.use import Use
@@ -17,7 +17,6 @@ from pyro_lvm.newton import beta_of_harmonic, dirichlet_concentration, gamma_con
 from pyro_lvm.sites import Site
 
 _CROSSED_ITERATIONS = 500
-_NEAR = 1e-3  # of a floor: so near to it a maximum is held by it
 _LARGEST = 1e6  # inverse of the variance of the logarithm of a gamma, or of the log-odds of a beta, if they vary by 1
 _MOST = {torch.float64: 1e11, torch.float32: 1e8}  # the same, however little all vary: digits do not tell more apart
 # Of a negative binomial; single precision does not suffice for its logarithms of gamma functions of large numbers.
@@ -132,7 +131,7 @@ class Normal(Paired):
             weight = placed(n, of_scale, count) + variance_prior[:, 0]
             least = self.floors.below(scales.square())
             variances = torch.maximum(squares / weight, least)
-            self.floored = {"scale": squares / weight <= least * (1 + _NEAR)}
+            self.floored = {"scale": squares / weight <= least * (1 + NEAR)}
             scales = torch.where(free["scale"] & (weight > 0), variances.sqrt(), scales)
             if all(torch.allclose(a, b, rtol=1e-13, atol=0) for a, b in zip(before, (moved, scales), strict=True)):
                 break
@@ -225,7 +224,7 @@ def _floored(matrices: Tensor, floors: Tensor) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(matrices)
     low = (values < floors.unsqueeze(-1)).any(-1)
     lifted = torch.maximum(values, floors.unsqueeze(-1)).unsqueeze(-2)
-    near = (values <= floors.unsqueeze(-1) * (1 + _NEAR)).any(-1)
+    near = (values <= floors.unsqueeze(-1) * (1 + NEAR)).any(-1)
     return torch.where(low[:, None, None], (vectors * lifted) @ vectors.mT, matrices), near
 
 
@@ -280,13 +279,13 @@ class Matched(Paired):
             limit = first[of_first].clamp(min=self.largest_count)
             count = negative_binomial_count(found, limit)
             mean = (found @ torch.arange(found.shape[-1], dtype=found.dtype)) / found.sum(-1)
-            new, held, size = (count, mean / (mean + count)), count >= limit * (1 - _NEAR), count
+            new, held, size = (count, mean / (mean + count)), count >= limit * (1 - NEAR), count
         elif self.form == "gamma":
             n, x, log_x = found.unbind(-1)
             limit = torch.maximum(self._limits()[of_first], first[of_first])
             concentration = torch.minimum(gamma_concentration(x / n, log_x / n), limit)
             new, size = (concentration, concentration * n / x), concentration
-            held = concentration >= limit * (1 - _NEAR)
+            held = concentration >= limit * (1 - NEAR)
         else:
             start = torch.stack([first[of_first], second[of_second]], -1)
             logs = found[:, 1:] / found[:, :1]
@@ -294,7 +293,7 @@ class Matched(Paired):
             limit = torch.maximum(self._limits()[of_first], _harmonic(start))
             end = torch.where((_harmonic(end) > limit).unsqueeze(-1), beta_of_harmonic(limit, logs), end)
             new, size = end.unbind(-1), end.sum(-1)  # type: ignore[assignment]
-            held = _harmonic(end) >= limit * (1 - _NEAR)
+            held = _harmonic(end) >= limit * (1 - NEAR)
         self.floored, self.sizes = (
             {
                 key: torch.zeros(len(first), dtype=value.dtype).index_put((index,), value)

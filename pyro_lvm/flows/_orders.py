@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from pyro_lvm.nn.mlp import check_size
+from pyro_lvm.checks import check_count
 from pyro_lvm.transforms import Coupling, Layer, Permutation, Univariate
 
 
-def alternating(layers: Sequence[Layer], num_features: int) -> list[Layer]:
-    """Layers with the features in reverse order between them."""
-    first, *others = layers
+def alternating(make: Callable[[], Layer], count: int, num_features: int) -> list[Layer]:
+    """New layers, with the features in reverse order between them."""
+    first, *others = (make() for _ in range(check_count("num_transforms", count)))
     reverse = range(num_features - 1, -1, -1)
     return [first, *(part for layer in others for part in (Permutation(reverse), layer))]
 
@@ -19,9 +19,9 @@ def couplings(
     num_features: int, count: int, univariate: Univariate | None, hidden: Sequence[int], context: int
 ) -> list[Layer]:
     """Couplings that keep the even and the odd features in turn."""
-    if check_size("num_features", num_features) == 1:
+    if check_count("num_features", num_features) == 1:
         raise ValueError("num_features: couplings need at least two; MAF, IAF and NSF() take one")
     return [
         Coupling(num_features, range(i % 2, num_features, 2), univariate, hidden, context)
-        for i in range(check_size("num_transforms", count))
+        for i in range(check_count("num_transforms", count))
     ]

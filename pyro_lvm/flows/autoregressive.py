@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from pyro_lvm.flows._orders import alternating
 from pyro_lvm.flows.flow import Flow
-from pyro_lvm.nn.mlp import check_size
-from pyro_lvm.transforms import Autoregressive, Inverse
+from pyro_lvm.transforms import Autoregressive, Inverse, Layer
 
 __all__ = ["IAF", "MAF"]
 
@@ -47,11 +46,10 @@ class MAF(Flow):
         context: int = 0,
         residual: bool = False,
     ) -> None:
-        layers = [
-            Inverse(Autoregressive(num_features, hidden=hidden, context=context, residual=residual))
-            for _ in range(check_size("num_transforms", num_transforms))
-        ]
-        super().__init__(alternating(layers, num_features), num_features)
+        def layer() -> Layer:
+            return Inverse(Autoregressive(num_features, hidden=hidden, context=context, residual=residual))
+
+        super().__init__(alternating(layer, num_transforms, num_features), num_features)
 
 
 class IAF(Flow):
@@ -89,8 +87,7 @@ class IAF(Flow):
         context: int = 0,
         residual: bool = False,
     ) -> None:
-        layers = [
-            Autoregressive(num_features, hidden=hidden, context=context, residual=residual)
-            for _ in range(check_size("num_transforms", num_transforms))
-        ]
-        super().__init__(alternating(layers, num_features), num_features)
+        def layer() -> Layer:
+            return Autoregressive(num_features, hidden=hidden, context=context, residual=residual)
+
+        super().__init__(alternating(layer, num_transforms, num_features), num_features)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from pyro_lvm.flows._orders import alternating, couplings
 from pyro_lvm.flows.flow import Flow
-from pyro_lvm.nn.mlp import check_size
 from pyro_lvm.transforms import Autoregressive, Inverse, Spline
 
 __all__ = ["NSF"]
@@ -54,10 +53,6 @@ class NSF(Flow):
             layers = couplings(num_features, num_transforms, spline, hidden, context)
         else:
             layers = alternating(
-                [
-                    Inverse(Autoregressive(num_features, spline, hidden, context))
-                    for _ in range(check_size("num_transforms", num_transforms))
-                ],
-                num_features,
+                lambda: Inverse(Autoregressive(num_features, spline, hidden, context)), num_transforms, num_features
             )
         super().__init__(layers, num_features)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pyro_lvm import transforms
+from pyro_lvm.checks import check_count
 from pyro_lvm.flows.flow import Flow
-from pyro_lvm.nn.mlp import check_size
 
 __all__ = ["Planar"]
 
@@ -37,5 +37,5 @@ class Planar(Flow):
     def __init__(
         self, num_features: int, num_transforms: int = 10, context: int = 0, hidden: Sequence[int] = (64,)
     ) -> None:
-        count = check_size("num_transforms", num_transforms)
+        count = check_count("num_transforms", num_transforms)
         super().__init__([transforms.Planar(num_features, context, hidden) for _ in range(count)], num_features)

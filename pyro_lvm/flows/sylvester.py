@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pyro_lvm import transforms
+from pyro_lvm.checks import check_count
 from pyro_lvm.flows.flow import Flow
-from pyro_lvm.nn.mlp import check_size
 
 __all__ = ["Sylvester"]
 
@@ -44,6 +44,6 @@ class Sylvester(Flow):
         context: int = 0,
         hidden: Sequence[int] = (64,),
     ) -> None:
-        count = check_size("num_transforms", num_transforms)
+        count = check_count("num_transforms", num_transforms)
         layers = [transforms.Sylvester(num_features, num_planes, context, hidden) for _ in range(count)]
         super().__init__(layers, num_features)

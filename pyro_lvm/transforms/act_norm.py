@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_lvm.nn.mlp import check_size
+from pyro_lvm.checks import check_count
 from pyro_lvm.transforms._base import Transform
 from pyro_lvm.transforms._parametric import ParametricLayer
 
@@ -72,7 +72,7 @@ class ActNorm(ParametricLayer):
     def __init__(
         self, num_features: int, images: bool = False, context: int = 0, hidden: Sequence[int] = (64,)
     ) -> None:
-        D = check_size("num_features", num_features)
+        D = check_count("num_features", num_features)
         super().__init__({"log_scale": torch.zeros(D), "loc": torch.zeros(D)}, context, hidden)
         self.event_dim = 3 if images else 1
 

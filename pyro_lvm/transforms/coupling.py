@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from pyro_lvm.checks import check_count
 from pyro_lvm.nn import MLP
-from pyro_lvm.nn.mlp import check_size
 from pyro_lvm.transforms._base import Layer, Transform
 from pyro_lvm.transforms._start import near_zero
 from pyro_lvm.transforms.univariate import Univariate, check_univariate
@@ -84,7 +84,7 @@ class Coupling(Layer):
         context: int = 0,
     ) -> None:
         super().__init__()
-        D = check_size("num_features", num_features)
+        D = check_count("num_features", num_features)
         kept = sorted(set(range(D // 2) if kept is None else kept))
         moved = [d for d in range(D) if d not in kept]
         if not moved or not kept or len(kept) + len(moved) != D:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from pyro_lvm.nn.mlp import check_size
+from pyro_lvm.checks import check_count
 from pyro_lvm.transforms._base import Transform
 from pyro_lvm.transforms._parametric import ParametricLayer
 
@@ -116,7 +116,7 @@ class EmergingConv(ParametricLayer):
     def __init__(
         self, num_channels: int, kernel_size: int = 3, context: int = 0, hidden: Sequence[int] = (64,)
     ) -> None:
-        C, S = check_size("num_channels", num_channels), check_size("kernel_size", kernel_size)
+        C, S = check_count("num_channels", num_channels), check_count("kernel_size", kernel_size)
         if S % 2 == 0:
             raise ValueError(f"kernel_size: expected an odd number, for kernels have a centre, got {S}")
         start = {

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from pyro_lvm.checks import check_count
 from pyro_lvm.nn import ConvNet
-from pyro_lvm.nn.mlp import check_size
 from pyro_lvm.transforms._base import Layer, Transform
 from pyro_lvm.transforms._start import near_zero
 from pyro_lvm.transforms.univariate import Univariate, check_univariate
@@ -99,7 +99,7 @@ def checkerboard_mask(num_channels: int, height: int, width: int) -> Tensor:
         >>> checkerboard_mask(1, 2, 3).int().tolist()
         [[[1, 0, 1], [0, 1, 0]]]
     """
-    sizes = [check_size(n, s) for n, s in (("num_channels", num_channels), ("height", height), ("width", width))]
+    sizes = [check_count(n, s) for n, s in (("num_channels", num_channels), ("height", height), ("width", width))]
     return torch.stack(torch.meshgrid(*map(torch.arange, sizes[1:]), indexing="ij")).sum(0).expand(*sizes) % 2 == 0
 
 
@@ -116,5 +116,5 @@ def channel_mask(num_channels: int, height: int, width: int) -> Tensor:
         >>> channel_mask(2, 1, 2).int().tolist()
         [[[1, 1]], [[0, 0]]]
     """
-    sizes = [check_size(n, s) for n, s in (("num_channels", num_channels), ("height", height), ("width", width))]
+    sizes = [check_count(n, s) for n, s in (("num_channels", num_channels), ("height", height), ("width", width))]
     return (torch.arange(num_channels) < num_channels // 2)[:, None, None].expand(*sizes)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from pyro_lvm.nn.mlp import check_size
+from pyro_lvm.checks import check_count
 from pyro_lvm.transforms._base import Transform
 from pyro_lvm.transforms._parametric import ParametricLayer
 from pyro_lvm.transforms._root import solve
@@ -80,7 +80,7 @@ class Planar(ParametricLayer):
     """
 
     def __init__(self, num_features: int, context: int = 0, hidden: Sequence[int] = (64,)) -> None:
-        D = check_size("num_features", num_features)
+        D = check_count("num_features", num_features)
         w = torch.randn(D) / D**0.5
         start = {"u": _ONE * w / w.square().sum(), "w": w, "b": torch.zeros(1)}
         super().__init__(start, context, hidden)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_lvm.nn.mlp import check_size
+from pyro_lvm.checks import check_count
 from pyro_lvm.transforms._base import Transform
 from pyro_lvm.transforms._linear import LinearTransform
 from pyro_lvm.transforms._matrices import apply, solve
@@ -77,7 +77,7 @@ class PLULinear(ParametricLayer):
         context: int = 0,
         hidden: Sequence[int] = (64,),
     ) -> None:
-        D = check_size("num_features", num_features)
+        D = check_count("num_features", num_features)
         start = {
             "lower": torch.zeros(D, D),
             "upper": torch.zeros(D, D),

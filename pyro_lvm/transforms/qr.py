@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_lvm.nn.mlp import check_size
+from pyro_lvm.checks import check_count
 from pyro_lvm.transforms._base import Transform
 from pyro_lvm.transforms._linear import LinearTransform
 from pyro_lvm.transforms._matrices import apply, orthogonal, pairs_of_reflections, solve
@@ -71,8 +71,8 @@ class QRLinear(ParametricLayer):
         context: int = 0,
         hidden: Sequence[int] = (64,),
     ) -> None:
-        D = check_size("num_features", num_features)
-        count = D + D % 2 if num_reflections is None else check_size("num_reflections", num_reflections)
+        D = check_count("num_features", num_features)
+        count = D + D % 2 if num_reflections is None else check_count("num_reflections", num_reflections)
         if count % 2:
             raise ValueError(f"num_reflections: expected an even number, for pairs start at the identity, got {count}")
         start = {

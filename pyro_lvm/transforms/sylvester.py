@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_lvm.nn.mlp import check_size
+from pyro_lvm.checks import check_count
 from pyro_lvm.transforms._base import Transform
-from pyro_lvm.transforms._matrices import orthogonal, pairs_of_reflections
+from pyro_lvm.transforms._matrices import apply, orthogonal, pairs_of_reflections
 from pyro_lvm.transforms._parametric import ParametricLayer
 from pyro_lvm.transforms._root import solve
 
@@ -59,7 +59,7 @@ class _Sylvester(Transform):
 
 
 def _product(matrix: Tensor, x: Tensor) -> Tensor:
-    return x @ matrix.mT if matrix.dim() == 2 else (matrix @ x.unsqueeze(-1)).squeeze(-1)
+    return apply(matrix, x.unsqueeze(-2)).squeeze(-2)
 
 
 class Sylvester(ParametricLayer):
@@ -104,8 +104,8 @@ class Sylvester(ParametricLayer):
         context: int = 0,
         hidden: Sequence[int] = (64,),
     ) -> None:
-        D = check_size("num_features", num_features)
-        M = D if num_planes is None else check_size("num_planes", num_planes)
+        D = check_count("num_features", num_features)
+        M = D if num_planes is None else check_count("num_planes", num_planes)
         if M > D:
             raise ValueError(f"num_planes: expected at most the {D} features, got {M}")
         start = {
