@@ -1,6 +1,6 @@
 """Log-densities of distributions that plates have expanded, at the cost of what they were before.
 
-Those of gamma and beta distributions keep their digits where concentrations are large.
+Those of gamma, beta and negative binomial distributions keep their digits where concentrations are large.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _BY_PARAMETERS: dict[type, tuple[str, ...]] = {
     dist.Exponential: ("rate",),
     dist.Gamma: ("concentration", "rate"),
     dist.Beta: ("concentration1", "concentration0"),
+    dist.NegativeBinomial: ("total_count", "logits"),
 }
 _MANY = 15.0  # from here on four terms of Stirling's series have the digits of double precision
 
@@ -107,7 +108,21 @@ def _beta(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
     return torch.where((x > 0) & (x < 1), found + constant, edge)
 
 
-_CONCENTRATED: dict[type, Callable[..., Tensor]] = {dist.Gamma: _gamma, dist.Beta: _beta}
+def _negative_binomial(r: Tensor, logits: Tensor, x: Tensor) -> Tensor:
+    """Likewise: r / n times the binomial probability of r in n = r + x trials."""
+    p, q, n = logits.sigmoid(), (-logits).sigmoid(), r + x
+    inside = torch.where(x > 0, x, 1.0)
+    off = x * q - r * p  # x minus n p
+    bent = r * _bent(n * q / r, off / r) + inside * _bent(n * p / inside, -off / inside)
+    found = bent + 0.5 * (r / (2 * math.pi) / n / inside).log() + _stirling(n) - _stirling(r) - _stirling(inside)
+    return torch.where(x > 0, found, r * torch.nn.functional.logsigmoid(-logits))
+
+
+_CONCENTRATED: dict[type, Callable[..., Tensor]] = {
+    dist.Gamma: _gamma,
+    dist.Beta: _beta,
+    dist.NegativeBinomial: _negative_binomial,
+}
 
 
 def _bent(ratio: Tensor, off: Tensor) -> Tensor:

@@ -103,13 +103,13 @@ FAMILIES: dict[type, Family] = {
     dist.Gamma: Family(
         "gamma",
         {"concentration": Argument(_own("concentration")), **_RATE},
-        lambda fn, x: (_ones(x), x, x.log()),
+        lambda fn, x: (_ones(x), x, x.double().log()),
         known=("concentration", Family("rate", _RATE, lambda fn, x: (fn.concentration, x))),
     ),
     dist.Beta: Family(
         "beta",
         {"concentration1": Argument(_own("concentration1")), "concentration0": Argument(_own("concentration0"))},
-        lambda fn, x: (_ones(x), x.log(), (-x).log1p()),
+        lambda fn, x: (_ones(x), x.double().log(), (-x.double()).log1p()),
         in_one_tensor=True,
     ),
     dist.NegativeBinomial: Family(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 _ITERATIONS = 100
+_BISECTIONS = 60  # of the widest brackets here leave nothing beyond rounding
 _WIDE = 60.0  # the log-odds of no mean are farther from zero
 
 
@@ -74,7 +75,7 @@ def beta_of_harmonic(harmonic: Tensor, mean_log: Tensor) -> Tensor:
         mean_log: Of the logarithms of the observations and of one minus these, ``[..., 2]``.
     """
     low, high = torch.full_like(harmonic, -_WIDE), torch.full_like(harmonic, _WIDE)
-    for _ in range(_ITERATIONS):
+    for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         ab = harmonic.unsqueeze(-1) * (1 + torch.stack([middle, -middle], -1).exp())
         slopes = torch.digamma(ab.sum(-1, keepdim=True)) - torch.digamma(ab) + mean_log
@@ -84,25 +85,25 @@ def beta_of_harmonic(harmonic: Tensor, mean_log: Tensor) -> Tensor:
     return ab
 
 
-def negative_binomial_count(histogram: Tensor, largest: Tensor) -> Tensor:
+def negative_binomial_count(counts: Tensor, weights: Tensor, largest: Tensor) -> Tensor:
     """The total count r of negative binomials with the largest likelihood, their probabilities at its maximum given r.
 
     Where the counts vary no more than a Poisson's, the likelihood rises with r for ever.
 
     Args:
-        histogram: How often each count from 0 on was observed, ``[..., M]``.
+        counts: Distinct counts, ``[M]``.
+        weights: How often each was observed, ``[..., M]``.
         largest: The largest r, ``[...]``.
     """
-    counts = torch.arange(histogram.shape[-1], dtype=histogram.dtype, device=histogram.device)
-    total = histogram.sum(-1)
-    mean = (histogram @ counts) / total
+    total = weights.sum(-1)
+    mean = (weights @ counts) / total
 
     def slope(r: Tensor) -> Tensor:
         terms = torch.digamma(counts + r.unsqueeze(-1)) - torch.digamma(r).unsqueeze(-1)
-        return (histogram * terms).sum(-1) / total - (mean / r).log1p()
+        return (weights * terms).sum(-1) / total - (mean / r).log1p()
 
     low, high = torch.full_like(mean, 1e-8).log(), largest.log()
-    for _ in range(_ITERATIONS):
+    for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         rising = slope(middle.exp()) > 0
         low, high = torch.where(rising, middle, low), torch.where(rising, high, middle)

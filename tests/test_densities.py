@@ -89,6 +89,9 @@ def exact(name, a, b, x):
     a, b, x = map(mpmath.mpf, (a, b, x))
     if name == "gamma":
         return a * mpmath.log(b) + (a - 1) * mpmath.log(x) - b * x - mpmath.loggamma(a)
+    if name == "negative binomial":
+        chosen = mpmath.loggamma(a + x) - mpmath.loggamma(a) - mpmath.loggamma(x + 1)
+        return chosen - x * mpmath.log1p(mpmath.exp(-b)) - a * mpmath.log1p(mpmath.exp(b))
     beta = mpmath.loggamma(a) + mpmath.loggamma(b) - mpmath.loggamma(a + b)
     return (a - 1) * mpmath.log(x) + (b - 1) * mpmath.log(1 - x) - beta
 
@@ -114,12 +117,37 @@ def test_concentrated_densities_keep_their_digits(name, first, second, dtype):
     assert (error < 4 * torch.finfo(dtype).eps * allowed).all(), (error / allowed / torch.finfo(dtype).eps).max()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("count", [1e-3, 0.3, 5.0, 14.9, 15.1, 1e3, 1e6, 1e9])
+@pytest.mark.parametrize("mean", [0.01, 1.0, 30.0, 1e3, 1e6])
+def test_densities_of_large_counts_keep_their_digits(count, mean, dtype):
+    rng = np.random.default_rng(0)
+    x = torch.tensor(rng.poisson(rng.gamma(count, mean / count, 20)), dtype=dtype)
+    r, logits = torch.tensor(count, dtype=dtype), torch.tensor(np.log(mean / count), dtype=dtype)
+    with mpmath.workdps(60):
+        expected = [float(exact("negative binomial", r.item(), logits.item(), v)) for v in x.tolist()]
+    error = np.abs(log_prob(dist.NegativeBinomial(r, logits=logits), x).double().numpy() - expected)
+    allowed = 1 + np.abs(expected) + 30 * max(min(mean, count), 1) ** 0.5
+    assert (error < 4 * torch.finfo(dtype).eps * allowed).all(), (error / allowed / torch.finfo(dtype).eps).max()
+
+
 @pytest.mark.parametrize(
     "fn", [dist.Gamma(torch.tensor([0.5, 1.0, 2.0]), 2.0), dist.Beta(torch.tensor([0.5, 1.0, 2.0]), 2.0)]
 )
 def test_values_on_the_edge_have_torchs_densities(fn):
     x = torch.zeros(3)
     torch.testing.assert_close(log_prob(fn, x), fn.log_prob(x))
+
+
+@pytest.mark.parametrize("argument", ["probs", "logits"])
+def test_negative_binomials_have_the_distributions_own_slopes(argument):
+    gradients, x = [], torch.tensor([0.0, 2.0, 40.0, 3.0, 500.0]).double()
+    for density in (log_prob, lambda fn, x: fn.log_prob(x)):
+        r = torch.tensor([0.5, 2.0, 10.0, 20.0, 300.0]).double().requires_grad_()
+        second = torch.tensor([0.2, 0.3, 0.8, 0.1, 0.6]).double().requires_grad_()
+        density(dist.NegativeBinomial(r, **{argument: second}), x).sum().backward()
+        gradients.append([r.grad, second.grad])
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["gamma", "beta"])

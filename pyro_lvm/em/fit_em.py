@@ -260,7 +260,7 @@ def _derived_steps(
     em: EMProgram, theta: Theta, rows: AllRows, e_step: str, m_step: str, online: float | None, seed: int
 ) -> GenericSteps | VariationalSteps:
     """The steps that follow from a model, of the kind that its latents ask for."""
-    numeric = m_step == "numeric"
+    numeric = "m_step='numeric'" if m_step == "numeric" else ""
     if em.gaussian is not None:
         if e_step not in ("auto", "exact") or online is not None:
             names = ", ".join(em.gaussian.names)

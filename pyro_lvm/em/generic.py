@@ -48,7 +48,7 @@ class GenericSteps:
         rows: All of them.
         kind: "exact", "hard" (each row counts with its best states alone) or "monte_carlo" (with draws of its states).
         patient: See :class:`MStep`.
-        numeric: Whether all parameters are left to a numerical search.
+        numeric: Why all parameters are left to a numerical search; empty if they are not.
         q: See :class:`MStep`.
 
     Attributes:
@@ -63,13 +63,13 @@ class GenericSteps:
         rows: Rows,
         kind: str = "exact",
         patient: bool = False,
-        numeric: bool = False,
+        numeric: str = "",
         q: Objective | None = None,
     ) -> None:
         self.program, self.rows, self.kind = program, rows, kind
         self.plan = Plan(program, theta, map(self.completed, rows))
         for name in [*self.plan.closed, *self.plan.governed_by(LEAST_SQUARES)] if numeric else ():
-            self.plan.give_up(name, "m_step='numeric'")
+            self.plan.give_up(name, numeric)
         self.m_step = MStep(self.plan, patient, q)
         self._tried = False
         self._kept: tuple[Theta, list[Expected]] | None = None
@@ -170,7 +170,7 @@ class GenericSteps:
         if not any(mask.any() for form in self.plan.forms.values() for mask in form.floored.values()):
             return {}
         with torch.no_grad():
-            self.m_step.closed(self.sweep(theta)[1].sums, theta)
+            self.maximize(theta, self.sweep(theta)[1])
         return {n: f"{self.rules[n]}; held at its limit" for n in self.plan.closed if self.plan.is_floored(n)}
 
     def refill(self, theta: Theta, empty: list[Empty]) -> Theta:

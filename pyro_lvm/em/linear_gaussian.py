@@ -33,10 +33,10 @@ class LinearGaussianSteps(GenericSteps):
         em: The model.
         theta: Where EM starts.
         rows: All of them.
-        numeric: Whether all parameters are left to a numerical search.
+        numeric: Why all parameters are left to a numerical search; empty if they are not.
     """
 
-    def __init__(self, em: EMProgram, theta: Theta, rows: AllRows, numeric: bool = False) -> None:
+    def __init__(self, em: EMProgram, theta: Theta, rows: AllRows, numeric: str = "") -> None:
         assert em.gaussian is not None
         self.latents: GaussianLatents = em.gaussian
         super().__init__(em, theta, rows, numeric=numeric)

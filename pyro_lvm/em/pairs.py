@@ -1,4 +1,4 @@
-"""M-steps of families with two arguments, whose sums are kept for each pair of items that a site uses together."""
+"""M-steps of normal distributions, whose sums are kept for each pair of items that a site uses together."""
 
 from __future__ import annotations
 
@@ -11,16 +11,11 @@ from torch import Tensor
 from pyro_lvm.em.floors import Floors
 from pyro_lvm.em.forms import NEAR, Form, Values, observed, placed
 from pyro_lvm.em.roles import Items
-from pyro_lvm.em.sums import histograms, scatters, weighted_sums
+from pyro_lvm.em.sums import scatters, weighted_sums
 from pyro_lvm.em.use import Use
-from pyro_lvm.newton import beta_of_harmonic, dirichlet_concentration, gamma_concentration, negative_binomial_count
 from pyro_lvm.sites import Site
 
 _CROSSED_ITERATIONS = 500
-_LARGEST = 1e6  # inverse of the variance of the logarithm of a gamma, or of the log-odds of a beta, if they vary by 1
-_MOST = {torch.float64: 1e11, torch.float32: 1e8}  # the same, however little all vary: digits do not tell more apart
-# Of a negative binomial; single precision does not suffice for its logarithms of gamma functions of large numbers.
-_LARGEST_COUNT = {torch.float64: 1e6, torch.float32: 300.0}
 
 
 class Pairs:
@@ -226,88 +221,3 @@ def _floored(matrices: Tensor, floors: Tensor) -> tuple[Tensor, Tensor]:
     lifted = torch.maximum(values, floors.unsqueeze(-1)).unsqueeze(-2)
     near = (values <= floors.unsqueeze(-1) * (1 + NEAR)).any(-1)
     return torch.where(low[:, None, None], (vectors * lifted) @ vectors.mT, matrices), near
-
-
-class Matched(Paired):
-    """Families whose two arguments come in pairs: gamma, beta and negative binomial distributions.
-
-    An item of several pairs is entangled with its partners. The concentration of a gamma distribution, a b / (a + b)
-    of a beta, and the total count of a negative binomial have an upper limit: a component could else shrink onto a
-    value that rows share, and a negative binomial be a Poisson. The maximum under the limit is exact.
-    """
-
-    together = True
-    floors: Floors
-
-    def __init__(self, form: str, arguments: list[str], items: Items, row_dim: int | None, dtype: torch.dtype) -> None:
-        self.form, self.items, self.pairs = form, dict.fromkeys(arguments, items), Pairs()
-        self.most, self.largest_count = _MOST[dtype], _LARGEST_COUNT[dtype]
-        self.floors = Floors(items.count, row_dim, 1 / _LARGEST)
-        self.sizes: Values = {}
-
-    @property
-    def entangled(self) -> set[str]:
-        """See :attr:`Form.entangled`."""
-        pairs = self.pairs.items[:, self.pairs.meet_several(0) | self.pairs.meet_several(1)]
-        return {name for items, index in zip(self.items.values(), pairs, strict=True) for name in items.owners(index)}
-
-    def sums(self, use: Use, site: Site, weights: Tensor) -> Tensor:
-        """Of the statistics of the family, or how often each count was observed, ``[P, M]``."""
-        _, statistics, weights = observed(use, site, weights)
-        rows = self.pairs.rows(*map(use.index, self.items))
-        if self.form != "negative_binomial":
-            scale_free = statistics[2] if self.form == "gamma" else statistics[1] - statistics[2]
-            self.floors.see(site, use.index(next(iter(self.items))), weights, scale_free.double())
-        if self.form == "negative_binomial":
-            (x,) = statistics
-            found = histograms(weights, x.long(), rows.shape, int(x.max()) + 1)
-        else:
-            full = torch.broadcast_shapes(*(s.shape for s in statistics))
-            found = torch.stack([weighted_sums(weights, s.expand(full), rows.shape) for s in statistics], -1)
-        return placed(found, rows, len(self.pairs))
-
-    def maximum(self, sums: Tensor, priors: Values, now: Values, free: Values) -> Values:
-        """Both arguments of each pair."""
-        sums = self.pairs.filled(sums)
-        name, other = self.items
-        first, second = now[name], now[other]
-        of_first, of_second = self.pairs.items
-        weight = sums.sum(-1) if self.form == "negative_binomial" else sums[:, 0]
-        moved = free[name][of_first] & free[other][of_second] & (weight > 0)
-        of_first, of_second, found = of_first[moved], of_second[moved], sums[moved]
-        if self.form == "negative_binomial":
-            limit = first[of_first].clamp(min=self.largest_count)
-            count = negative_binomial_count(found, limit)
-            mean = (found @ torch.arange(found.shape[-1], dtype=found.dtype)) / found.sum(-1)
-            new, held, size = (count, mean / (mean + count)), count >= limit * (1 - NEAR), count
-        elif self.form == "gamma":
-            n, x, log_x = found.unbind(-1)
-            limit = torch.maximum(self._limits()[of_first], first[of_first])
-            concentration = torch.minimum(gamma_concentration(x / n, log_x / n), limit)
-            new, size = (concentration, concentration * n / x), concentration
-            held = concentration >= limit * (1 - NEAR)
-        else:
-            start = torch.stack([first[of_first], second[of_second]], -1)
-            logs = found[:, 1:] / found[:, :1]
-            end = dirichlet_concentration(start, logs)
-            limit = torch.maximum(self._limits()[of_first], _harmonic(start))
-            end = torch.where((_harmonic(end) > limit).unsqueeze(-1), beta_of_harmonic(limit, logs), end)
-            new, size = end.unbind(-1), end.sum(-1)  # type: ignore[assignment]
-            held = _harmonic(end) >= limit * (1 - NEAR)
-        self.floored, self.sizes = (
-            {
-                key: torch.zeros(len(first), dtype=value.dtype).index_put((index,), value)
-                for key, index in ((name, of_first), (other, of_second))
-            }
-            for value in (held, size)
-        )
-        return {name: first.index_put((of_first,), new[0]), other: second.index_put((of_second,), new[1])}
-
-    def _limits(self) -> Tensor:
-        """The largest concentrations: a million, or as many times more as all observations vary little together."""
-        return (1 / self.floors.values).clamp(_LARGEST, self.most)
-
-
-def _harmonic(concentrations: Tensor) -> Tensor:
-    """a b / (a + b), about the inverse of the variance of the log-odds, from ``[..., 2]``."""
-    return concentrations.prod(-1) / concentrations.sum(-1)

@@ -11,7 +11,8 @@ from torch.distributions import constraints
 
 from pyro_lvm.em.batch import Batch
 from pyro_lvm.em.forms import Dirichlet, Form, Ratio, Simplex, Values
-from pyro_lvm.em.pairs import Matched, MultivariateNormal, Normal
+from pyro_lvm.em.matched import Beta, Gamma, NegativeBinomial
+from pyro_lvm.em.pairs import MultivariateNormal, Normal
 from pyro_lvm.em.priors import pseudo_sums
 from pyro_lvm.em.program import HEAD, EMProgram
 from pyro_lvm.em.roles import IDENTITY, Items, Link, Theta
@@ -234,7 +235,10 @@ class Plan:
         if name == "normal":
             return Normal(numbers, numbers.values(self.theta), row_dim)
         if name in _MATCHED_FORMS:
-            return Matched(name, arguments, numbers, row_dim, next(iter(self.theta.values())).dtype)
+            if name == "negative_binomial":
+                return NegativeBinomial(arguments, numbers)
+            kind = Gamma if name == "gamma" else Beta
+            return kind(arguments, numbers, row_dim, next(iter(self.theta.values())).dtype)
         assert vectors is not None
         if name == "multivariate_normal":
             return MultivariateNormal(vectors, Items(self.theta, 2, size * 2), vectors.values(self.theta), row_dim)

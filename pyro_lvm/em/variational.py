@@ -44,14 +44,14 @@ class VariationalSteps:
         theta: Where EM starts.
         rows: All of them.
         seed: Of the draws.
-        numeric: Whether all parameters of the model are left to a numerical search.
+        numeric: Why all parameters of the model are left to a numerical search; empty if they are not.
 
     Raises:
         ValueError: for a parameter that belongs to both model and guide, and for rows that come in another order each
             time, as the noise of a draw belongs to its place.
     """
 
-    def __init__(self, em: EMProgram, theta: Theta, rows: AllRows, seed: int, numeric: bool = False) -> None:
+    def __init__(self, em: EMProgram, theta: Theta, rows: AllRows, seed: int, numeric: str = "") -> None:
         assert em.objective is not None
         if rows.is_shuffled:
             raise ValueError("variational EM needs the same batches in each sweep: give the DataLoader shuffle=False")
@@ -68,8 +68,9 @@ class VariationalSteps:
         self.objective = em.objective.with_elbo(Trace_ELBO(self.num_draws))
         self._of_guide = self._parameters_of_the_guide(theta)
         # Where latents of the model are summed out, the ELBO is no Q: their posterior moves with the parameters.
+        numeric = numeric or ("the guide sums latents out" if sums_out else "")
         q = self._q if sums_out or not em.program.sites.enumerated else None
-        self.inner = GenericSteps(em, self.of_model(theta), self, numeric=numeric or sums_out, q=q)
+        self.inner = GenericSteps(em, self.of_model(theta), self, numeric=numeric, q=q)
 
     @property
     def objective_name(self) -> str:
@@ -83,8 +84,9 @@ class VariationalSteps:
         return self.inner.rules | dict.fromkeys(self._of_guide, how)
 
     def remarks(self, theta: Theta) -> dict[str, str]:
-        """Nothing to say of where parameters have ended."""
-        return {}
+        """The rules of parameters of the model that are held on a boundary there."""
+        self._theta = theta
+        return self.inner.remarks(self.of_model(theta))
 
     def sweep(self, theta: Theta) -> tuple[Tensor, None]:
         """The ELBO at ``theta``."""

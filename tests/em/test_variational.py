@@ -135,9 +135,29 @@ def test_a_guide_that_sums_out_its_sites_gives_exact_em():
     exact = fit(normals, x, tol=1e-10, max_iter=1_000)
     found = fit(normals, x, guide=guide, tol=1e-8)
     assert found.objective_name == "ELBO"
+    assert rules(found)["loc"] == "L-BFGS on Q, for the guide sums latents out"
     assert_rises(found)
     torch.testing.assert_close(found.objective[-1], exact.objective[-1], rtol=0, atol=1e-2)
     torch.testing.assert_close(found.params["loc"], exact.params["loc"], rtol=0, atol=2e-2)
+
+
+def test_what_is_held_on_a_boundary_is_said():
+    """A normal of two observations that are alike, beside rows that vary."""
+
+    def model(x):
+        scale = pyro.param("scale", torch.ones(2), constraint=constraints.positive)
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, scale[0]), obs=x)
+            pyro.sample("y", dist.Normal(3.0, scale[1]), obs=torch.full((len(x),), 3.0))
+
+    def guide(x):
+        loc = pyro.param("loc", torch.zeros(len(x)))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(loc, 0.5))
+
+    found = fit(model, X.double(), guide=guide, max_iter=20)
+    assert rules(found)["scale"] == "weighted standard deviation; held at its limit"
 
 
 def test_discrete_draws_of_a_guide_have_no_gradient_and_may_fall():
