@@ -137,7 +137,7 @@ class Beta(_Concentrated):
         end = dirichlet_concentration(start, logs)
         limit = torch.maximum(self._limits()[item], _harmonic(start))
         end = torch.where((_harmonic(end) > limit).unsqueeze(-1), beta_of_harmonic(limit, logs), end)
-        return Maximum(*end.unbind(-1), end.sum(-1), _harmonic(end) >= limit * (1 - NEAR))
+        return Maximum(end[:, 0], end[:, 1], end.sum(-1), _harmonic(end) >= limit * (1 - NEAR))
 
 
 def _harmonic(concentrations: Tensor) -> Tensor:
