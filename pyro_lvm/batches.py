@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pyro_lvm import randomness
-from pyro_lvm.data import Data, as_arguments, rows_of
+from pyro_lvm.data import Data, arguments_of, as_arguments, rows_of
 
 Batch = tuple[tuple[Any, ...], Tensor | None]
 
@@ -138,8 +138,8 @@ class LoaderRows(Batches):
     A checkpoint carries the random state at the start of the epoch; continuing replays the epoch up to its place.
     """
 
-    def __init__(self, loader: DataLoader, device: torch.device | str | None) -> None:
-        self.loader, self.device = loader, device
+    def __init__(self, loader: DataLoader, device: torch.device | str | None, model: Any) -> None:
+        self.loader, self.device, self.model = loader, device, model
         parts = (loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
         own = [getattr(part, "generator", None) for part in parts]
         self.generators = list(dict.fromkeys(g for g in own if isinstance(g, torch.Generator)))
@@ -187,7 +187,7 @@ class LoaderRows(Batches):
         return nullcontext() if self.device is None else torch.device("cpu")
 
     def _arguments(self, batch: Any) -> tuple[Any, ...]:
-        return Data(as_arguments(batch), device=self.device).args
+        return Data(arguments_of(self.model, as_arguments(batch)), device=self.device).args
 
     def _begin(self) -> None:
         self.start = {"torch": randomness.get_state(), "own": [g.get_state() for g in self.generators]}

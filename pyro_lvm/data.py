@@ -101,9 +101,9 @@ def check_finite(tensor: Any, where: str, missing: bool = False) -> None:
     Raises:
         ValueError: if an entry is not finite.
     """
+    tensor = tensor.values() if sparse.is_sparse(tensor) else tensor
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or not tensor.numel():
         return
-    tensor = tensor.values() if sparse.is_sparse(tensor) else tensor
     bad = torch.isinf if missing else _is_not_finite
     rows = tensor if tensor.dim() else tensor.unsqueeze(0)
     size = max(1, _NUMBERS_AT_ONCE // max(1, rows[:1].numel()))

@@ -54,6 +54,7 @@ def log_prob(fn: Any, value: Any, *args: Any, **kwargs: Any) -> Tensor:
         loc, scale = params
         return _normal(loc, scale, value, shape, event_dims)
     if type(base) in _CONCENTRATED:
+        value = value if value.is_floating_point() else value.to(params[0].dtype)
         return _summed(_CONCENTRATED[type(base)](*params, value).expand(shape), event_dims)
     return _summed(type(base)(*params, validate_args=False).log_prob(value).expand(shape), event_dims)
 
@@ -88,12 +89,12 @@ def _gamma(a: Tensor, rate: Tensor, x: Tensor) -> Tensor:
     References:
         C. Loader, "Fast and accurate computation of binomial probabilities" (2000).
     """
-    mean = a / rate
     inside = torch.where(x > 0, x, 1.0)
-    found = (
-        a * _bent(inside / mean, (inside - mean) / mean) - inside.log() + 0.5 * (a / (2 * math.pi)).log() - _stirling(a)
-    )
-    return torch.where(x > 0, found, torch.xlogy(a - 1, a.new_zeros(())) + a * rate.log() - a.lgamma())
+    log_x = inside.log()
+    found = _bent(a, log_x + rate.log() - a.log(), inside * rate - a) - log_x
+    found = found + 0.5 * (a / (2 * math.pi)).log() - _stirling(a)
+    edge = torch.xlogy(a - 1, a.new_zeros(())) + a * rate.log() - a.lgamma()
+    return torch.where(x > 0, found, torch.where(x == 0, edge, _outside(x)))
 
 
 def _beta(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
@@ -101,21 +102,30 @@ def _beta(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
     n = a + b
     inside = torch.where((x > 0) & (x < 1), x, 0.5)
     off = inside * b - (1 - inside) * a  # n times value minus mean
-    bent = a * _bent(inside * n / a, off / a) + b * _bent((1 - inside) * n / b, -off / b)
-    found = bent - inside.log() - (-inside).log1p()
+    log_x, log_y, log_n = inside.log(), (-inside).log1p(), n.log()
+    found = _bent(a, log_x + log_n - a.log(), off) + _bent(b, log_y + log_n - b.log(), -off) - log_x - log_y
     constant = 0.5 * (a / (2 * math.pi) * (b / n)).log() + _stirling(n) - _stirling(a) - _stirling(b)
     edge = torch.xlogy(a - 1, x) + torch.xlogy(b - 1, 1 - x) + n.lgamma() - a.lgamma() - b.lgamma()
+    edge = torch.where((x == 0) | (x == 1), edge, _outside(x))
     return torch.where((x > 0) & (x < 1), found + constant, edge)
 
 
-def _negative_binomial(r: Tensor, logits: Tensor, x: Tensor) -> Tensor:
+def _negative_binomial(total_count: Tensor, logits: Tensor, x: Tensor) -> Tensor:
     """Likewise: r / n times the binomial probability of r in n = r + x trials."""
-    p, q, n = logits.sigmoid(), (-logits).sigmoid(), r + x
-    inside = torch.where(x > 0, x, 1.0)
-    off = x * q - r * p  # x minus n p
-    bent = r * _bent(n * q / r, off / r) + inside * _bent(n * p / inside, -off / inside)
-    found = bent + 0.5 * (r / (2 * math.pi) / n / inside).log() + _stirling(n) - _stirling(r) - _stirling(inside)
-    return torch.where(x > 0, found, r * torch.nn.functional.logsigmoid(-logits))
+    r, inside = torch.where(total_count > 0, total_count, 1.0), torch.where(x > 0, x, 1.0)
+    n, log_r, log_x = r + inside, r.log(), inside.log()
+    log_n, log_p, log_q = n.log(), torch.nn.functional.logsigmoid(logits), torch.nn.functional.logsigmoid(-logits)
+    off = inside * (-logits).sigmoid() - r * logits.sigmoid()  # x minus n p
+    found = _bent(r, log_n - log_r + log_q, off) + _bent(inside, log_n - log_x + log_p, -off)
+    found = found + 0.5 * (log_r - math.log(2 * math.pi) - log_n - log_x)
+    found = found + _stirling(n) - _stirling(r) - _stirling(inside)
+    edge = torch.where(x == 0, total_count * log_q, _outside(x))
+    return torch.where((x > 0) & (total_count > 0), found, edge)
+
+
+def _outside(x: Tensor) -> Tensor:
+    """The log-density of what a distribution does not take."""
+    return torch.where(x.isnan(), x, -torch.inf)
 
 
 _CONCENTRATED: dict[type, Callable[..., Tensor]] = {
@@ -125,10 +135,17 @@ _CONCENTRATED: dict[type, Callable[..., Tensor]] = {
 }
 
 
-def _bent(ratio: Tensor, off: Tensor) -> Tensor:
-    """The logarithm of a ratio near 1, minus the ratio, plus 1; `off` is the ratio minus 1, with more digits."""
-    near = off.abs() < 0.5
-    return torch.where(near, torch.where(near, off, 0.0).log1p(), ratio.log()) - off
+def _bent(weight: Tensor, log_ratio: Tensor, excess: Tensor) -> Tensor:
+    """A weight times the logarithm of a ratio, minus the ratio, plus 1.
+
+    Args:
+        weight: The weight.
+        log_ratio: The logarithm of the ratio.
+        excess: The weight times the ratio minus 1, with more digits where the ratio is near 1.
+    """
+    near = excess.abs() < 0.5 * weight
+    off = torch.where(near, excess, 0.0) / weight
+    return torch.where(near, weight * (off.log1p() - off), weight * log_ratio - excess)
 
 
 def _stirling(a: Tensor) -> Tensor:

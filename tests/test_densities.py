@@ -31,6 +31,8 @@ def distributions():
     yield "exponential", dist.Exponential(rates).to_event(1)
     yield "gamma", dist.Gamma(rates, table(K, 1, 1)).to_event(1)
     yield "beta", dist.Beta(rates, rates).to_event(1)
+    yield "negative binomial", dist.NegativeBinomial(rates, probs=table(K, 1, 1) / 2).to_event(1)
+    yield "negative binomial by logits", dist.NegativeBinomial(3, logits=torch.randn(K, 1, D).double()).to_event(1)
     yield "mvn", dist.MultivariateNormal(torch.randn(K, 1, D).double(), torch.eye(D).double())
     yield "masked", dist.Normal(torch.randn(K, 1, D).double(), rates).to_event(1).mask(torch.arange(N) > 1)
 
@@ -43,7 +45,9 @@ CASES = dict(distributions())
 def test_log_density_is_the_distributions_own(name, grad):
     fn = CASES[name]
     fn = fn if name == "masked" else fn.expand(torch.broadcast_shapes(fn.batch_shape, (N,)))
-    values = {"poisson": torch.poisson(table(N, D)), "beta": table(N, D) / 2}
+    counts = torch.poisson(table(N, D))
+    values = {"poisson": counts, "beta": table(N, D) / 2, "negative binomial": counts}
+    values["negative binomial by logits"] = counts.long()
     shape = (N, 4, D) if name == "matrices" else (N, D) if fn.event_shape else (N,)
     value = values.get(name, table(*shape))
     before = value.clone()
@@ -131,12 +135,59 @@ def test_densities_of_large_counts_keep_their_digits(count, mean, dtype):
     assert (error < 4 * torch.finfo(dtype).eps * allowed).all(), (error / allowed / torch.finfo(dtype).eps).max()
 
 
-@pytest.mark.parametrize(
-    "fn", [dist.Gamma(torch.tensor([0.5, 1.0, 2.0]), 2.0), dist.Beta(torch.tensor([0.5, 1.0, 2.0]), 2.0)]
-)
-def test_values_on_the_edge_have_torchs_densities(fn):
-    x = torch.zeros(3)
-    torch.testing.assert_close(log_prob(fn, x), fn.log_prob(x))
+SOME = torch.tensor([0.5, 1.0, 2.0])
+EDGES = {
+    "gamma": (dist.Gamma(SOME, 2.0), 0.0),
+    "beta at 0": (dist.Beta(SOME, 2.0), 0.0),
+    "beta at 1": (dist.Beta(torch.tensor(2.0), SOME), 1.0),
+    "no count": (dist.NegativeBinomial(SOME, logits=torch.tensor(0.3)), 0.0),
+    "none of no trials": (dist.NegativeBinomial(torch.zeros(3), logits=SOME), 0.0),
+    "some of no trials": (dist.NegativeBinomial(torch.zeros(3), logits=SOME), 2.0),
+    "probability of 0": (dist.NegativeBinomial(SOME, probs=torch.tensor(0.0)), 3.0),
+    "probability of nearly 1": (dist.NegativeBinomial(SOME, probs=torch.tensor(1 - 1e-7)), 3.0),
+    "gamma below": (dist.Gamma(SOME, 2.0, validate_args=False), -1.0),
+    "count below": (dist.NegativeBinomial(SOME, logits=0.3, validate_args=False), -1.0),
+}
+
+
+@pytest.mark.parametrize("name", EDGES)
+def test_values_on_the_edge_have_torchs_densities(name):
+    fn, value = EDGES[name]
+    expected = torch.full((3,), -torch.inf) if "below" in name else fn.log_prob(torch.full((3,), value))
+    torch.testing.assert_close(log_prob(fn, torch.full((3,), value)), expected)
+
+
+@pytest.mark.parametrize("fn", [dist.Gamma(2.0, SOME), dist.Beta(2.0, SOME), dist.NegativeBinomial(2.0, SOME / 3)])
+def test_nothing_is_known_of_nan(fn):
+    fn = type(fn)(**{name: getattr(fn, name) for name in fn.arg_constraints if name != "probs"}, validate_args=False)
+    assert log_prob(fn, torch.full((3,), torch.nan)).isnan().all()
+
+
+EXTREMES = {
+    "many logits": (dist.NegativeBinomial, (2.0, 95.0), 3.0),
+    "few logits": (dist.NegativeBinomial, (2.0, -95.0), 3.0),
+    "nothing of many logits": (dist.NegativeBinomial, (2.0, 95.0), 0.0),
+    "nothing of few logits": (dist.NegativeBinomial, (2.0, -95.0), 0.0),
+    "no trials": (dist.NegativeBinomial, (0.0, 0.3), 0.0),
+    "tiny gamma": (dist.Gamma, (2.0, 0.01), 1.2e-38),
+    "tinier gamma": (dist.Gamma, (2.0, 1e-9), 1e-30),
+    "tiny beta": (dist.Beta, (2e3, 0.5), 1.2e-38),
+    "tiny concentration": (dist.Gamma, (1e-20, 1e20), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_extremes_in_single_precision_are_torchs_in_double_precision(name):
+    """Densities, and their slopes by the second argument, and by the first where there is one."""
+    kind, arguments, value = EXTREMES[name]
+    found = []
+    for density, dtype in ((log_prob, torch.float32), (lambda fn, x: fn.log_prob(x), torch.float64)):
+        first, second = (torch.tensor(v, dtype=dtype, requires_grad=True) for v in arguments)
+        fn = kind(first, logits=second) if kind is dist.NegativeBinomial else kind(first, second)
+        density = density(fn, torch.tensor(value, dtype=dtype))
+        slopes = torch.autograd.grad(density, (first, second) if arguments[0] else (second,))
+        found.append(torch.stack([density.detach(), *slopes]).double())
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("argument", ["probs", "logits"])

@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_lvm.guides import lacks_density
 from pyro_lvm.result import Draws, Result
 from pyro_lvm.sites import RowPlate, Site, Uncondition, refuse_random_rows, sample_sites, sum_within_rows
+from pyro_lvm.sparse import is_sparse
 from pyro_lvm.vectorize import repeat
 
 
@@ -22,7 +23,7 @@ class EvaluatedDraws(NamedTuple):
 
     Attributes:
         values: Each latent site, enumerated and deterministic ones too, ``[S, ...]``.
-        predictions: Each observed site, drawn anew, ``[S, ...]``.
+        predictions: Each observed site, drawn anew, ``[S, ...]``; none whose observations are a sparse table.
         log_likelihood: log p of each observed site, ``[S, N]`` inside the row plate and ``[S]`` outside it; without a
             row plate ``[S, ...]``, a number for each element of the site's batch.
         log_joint: log p of all sites together, ``[S]``.
@@ -67,7 +68,7 @@ def evaluate(result: Result, num_draws: int, seed: int | None) -> EvaluatedDraws
             drawn = run(values)
         return (
             {name: site["value"] for name, site in sites.items() if name in values or _is_deterministic(site)},
-            {name: drawn[name]["value"] for name in observed},
+            {name: drawn[name]["value"] for name in observed if not is_sparse(sites[name]["value"])},
             {name: _log_likelihood(sites[name], row_plate) for name in observed},
             _total(sites),
         )
@@ -93,7 +94,7 @@ def _run_sites(trace: poutine.Trace) -> dict[str, Site]:
     for site in sites.values():
         log_prob = site["unscaled_log_prob"]
         site["masked_log_prob"] = scale_and_mask(log_prob, mask=site["mask"])
-        if not _is_deterministic(site):
+        if not _is_deterministic(site) and not is_sparse(site["value"]):
             value = torch.as_tensor(site["value"])
             event_shape = value.shape[value.dim() - site["fn"].event_dim :]
             site["value"] = value.expand(log_prob.shape + event_shape)

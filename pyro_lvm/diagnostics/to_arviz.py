@@ -18,6 +18,7 @@ from pyro_lvm.diagnostics.draws import EvaluatedDraws, evaluate
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
 from pyro_lvm.sites import Site
+from pyro_lvm.sparse import is_sparse
 
 
 def to_arviz(
@@ -41,6 +42,8 @@ def to_arviz(
       sites are not the guide's, so that ``lp - log_q`` is an importance weight only where there are none;
     - ``observed_data`` and ``constant_data``: the observed sites, and the other data under the names that the model's
       signature gives them.
+
+    Sites whose observations are a sparse table, such as word counts, are in ``log_likelihood`` alone.
 
     A dimension inside a plate has the plate's name, another one ``<site>_dim_0`` and so on.
 
@@ -79,8 +82,8 @@ def to_arviz(
     num_draws = check_count("num_draws", num_draws)
     program = result._program
     drawn = evaluate(result, num_draws, seed)
-    constant = _constant_data(program, [drawn.sites[name] for name in drawn.predictions])
-    names = DimNames(dims, {*drawn.values, *drawn.predictions, *constant})
+    constant = _constant_data(program, [drawn.sites[name] for name in drawn.log_likelihood])
+    names = DimNames(dims, {*drawn.values, *drawn.log_likelihood, *constant})
     groups = _groups(program, drawn, constant, names)
     sizes: dict[str, set[int]] = {}
     for variables in groups.values():
@@ -99,7 +102,7 @@ def to_arviz(
 def _groups(
     program: Program, drawn: EvaluatedDraws, constant: dict[str, tuple[list[Axis], np.ndarray]], names: DimNames
 ) -> dict[str, dict[str, Variable]]:
-    of_site = {name: names(name, axes(drawn.sites[name])) for name in (*drawn.values, *drawn.predictions)}
+    of_site = {name: names(name, axes(drawn.sites[name])) for name in (*drawn.values, *drawn.log_likelihood)}
     stats = {"lp": drawn.log_joint} | ({} if drawn.lacks_density else {"log_q": drawn.log_guide})
     groups = {
         "posterior": {n: _draws(of_site[n], v) for n, v in drawn.values.items()},
@@ -135,7 +138,11 @@ def _constant_data(program: Program, observed: list[Site]) -> dict[str, tuple[li
     found = {}
     plate, data = program.sites.row_plate, program.data
     for name, value, has_rows in zip(_argument_names(program), data.args, data.has_rows, strict=True):
-        if isinstance(value, Tensor) and not any(_same(value, site["value"]) for site in observed):
+        if (
+            isinstance(value, Tensor)
+            and not is_sparse(value)
+            and not any(_same(value, site["value"]) for site in observed)
+        ):
             rows: list[Axis] = [(plate.name, len(value))] if plate is not None and has_rows else []
             found[name] = rows + [None] * (value.dim() - len(rows)), _array(value)
         elif isinstance(value, bool | int | float):
@@ -144,7 +151,7 @@ def _constant_data(program: Program, observed: list[Site]) -> dict[str, tuple[li
 
 
 def _same(value: Tensor, observed: Tensor) -> bool:
-    return value.shape == observed.shape and torch.equal(value.to(observed.dtype), observed)
+    return not is_sparse(observed) and value.shape == observed.shape and torch.equal(value.to(observed.dtype), observed)
 
 
 def _argument_names(program: Program) -> list[str]:

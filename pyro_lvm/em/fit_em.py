@@ -138,7 +138,7 @@ def fit_em(
     check_device(device)
     check_online(online, batch_size, e_step, guide, num_restarts, data)
     path = None if checkpoint is None else files.check_writable(checkpoint, "checkpoint")
-    loader = LoaderRows(data[0], device) if len(data) == 1 and isinstance(data[0], DataLoader) else None
+    loader = LoaderRows(data[0], device, model) if len(data) == 1 and isinstance(data[0], DataLoader) else None
     check_rows(loader, num_rows, sample_weight, rows)
     data = data if loader is not None else arguments_of(model, data)
     owner: Any = getattr(model, "__self__", model)
@@ -195,6 +195,8 @@ def fit_em(
         theta = program.parameters.start() | initial_values(program, _named(program, init))
         if not theta:
             raise ValueError("the model has no parameters to fit: it needs pyro.param, PyroParam or a prior")
+        if wrong := {value.dtype for value in theta.values()} - {torch.float32, torch.float64}:
+            raise ValueError(f"EM takes parameters of single or double precision; got {sorted(map(str, wrong))[0]}")
         if em is None:
             own_steps = owner.em_steps(*shown.args, **({"missing": True} if missing else {}))
             steps: Any = FusedSteps(own_steps, theta, all_rows)

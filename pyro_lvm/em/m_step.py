@@ -83,7 +83,7 @@ class MStep:
         new = dict(theta)
         for key in sums:
             for name in self.plan.forms[key].entangled & set(self.plan.closed):
-                self.plan.give_up(name, "it is shared between other parameters of its family")
+                self.plan.give_up(name, "other arguments of its family are shared, or constants")
         names = set(self.plan.closed)
         for key, part in sums.items():
             form = self.plan.forms[key]

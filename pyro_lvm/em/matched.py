@@ -40,8 +40,10 @@ class Maximum(NamedTuple):
 class Matched(Paired):
     """Families whose two arguments come in pairs.
 
-    An item of several pairs is entangled with its partners. What makes the distribution narrow has an upper limit: a
-    component could else shrink onto a value that rows share. The maximum under the limit is exact.
+    An item of several pairs is entangled with its partners, or with the constant that is one.
+
+    What makes the distribution narrow has an upper limit: a component could else shrink onto a value that rows share.
+    The maximum under the limit is exact.
     """
 
     together = True
@@ -52,8 +54,9 @@ class Matched(Paired):
 
     @property
     def entangled(self) -> set[str]:
-        """See :attr:`Form.entangled`."""
-        pairs = self.pairs.items[:, self.pairs.meet_several(0) | self.pairs.meet_several(1)]
+        """See :attr:`Form.entangled`: those of several partners, or of one that is a constant."""
+        several = self.pairs.meet_several(0) | self.pairs.meet_several(1)
+        pairs = self.pairs.items[:, several | (self.pairs.items < 0).any(0)]
         return {name for items, index in zip(self.items.values(), pairs, strict=True) for name in items.owners(index)}
 
     def maximum(self, sums: Tensor, priors: Values, now: Values, free: Values) -> Values:
@@ -62,7 +65,8 @@ class Matched(Paired):
         name, other = self.items
         first, second = now[name], now[other]
         of_first, of_second = self.pairs.items
-        moved = free[name][of_first] & free[other][of_second] & (self._weight(sums) > 0)
+        moved = (self.pairs.items >= 0).all(0) & (self._weight(sums) > 0)
+        moved = moved & free[name][of_first] & free[other][of_second]
         of_first, of_second = of_first[moved], of_second[moved]
         found = self._best(sums[moved], of_first, first[of_first], second[of_second])
         self.floored, self.sizes = (
@@ -171,9 +175,9 @@ class NegativeBinomial(Matched):
 
     def _best(self, sums: Tensor, item: Tensor, first: Tensor, second: Tensor) -> Maximum:
         counts = self.counts[: sums.shape[-1]].to(sums.dtype)
-        limit = first.clamp(min=_LARGEST)
-        count = negative_binomial_count(counts, sums, limit)
         mean = (sums @ counts) / sums.sum(-1)
+        limit = torch.maximum(first, _LARGEST * mean.clamp(min=1))
+        count = negative_binomial_count(counts, sums, limit)
         return Maximum(count, mean / (mean + count), count, count >= limit * (1 - NEAR))
 
     def state(self) -> dict[str, Any]:

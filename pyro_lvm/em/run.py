@@ -167,6 +167,12 @@ class Run:
             randomness.set_state(self._random)
         value, found = self._sweep(self.theta)
         if not self._values:
+            if not torch.isfinite(value).all():
+                raise ValueError(
+                    f"the {self.steps.objective_name} is infinite at the start, or no number: the parameters "
+                    "there make some row impossible, or have a prior density of zero or without bound; give others "
+                    "by init="
+                )
             self._values.append(value.double())
         while len(self._values) <= self.max_iter and not self.finished and not interrupted():
             empty = [e for e in self.steps.empty(self.theta, found) if self._num_refills(e.run) < _MOST_REFILLS]

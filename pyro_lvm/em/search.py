@@ -61,6 +61,9 @@ def climb(
 
     Returns:
         The best that were met, all parameters.
+
+    Raises:
+        ValueError: If a slope is not finite at the start.
     """
     free = Free(names, theta, constraints)
     optimizer = torch.optim.LBFGS(
@@ -71,6 +74,12 @@ def climb(
     def closure() -> Tensor:
         nonlocal best, reached
         value, gradient = free.gradient(values)
+        bad = [n for n, g in gradient.items() if not g.isfinite().all()]
+        if bad and reached == -torch.inf:
+            raise ValueError(
+                f"the slope of the log-density by {bad[0]!r} is not finite where the search begins: does the model "
+                "compute with NaN or infinity, be it under a mask?"
+            )
         for n, leaf in free.leaves.items():
             leaf.grad = -gradient[n]
         if value > reached:

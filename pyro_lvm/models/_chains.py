@@ -24,7 +24,7 @@ class Smoothed:
 
     Attributes:
         log_prob: Log-density of each chain, ``[N]``; minus infinity where it is impossible.
-        states: Posterior probabilities of the states in each row, ``[M, K]``.
+        states: Posterior probabilities of the states in each row, ``[M, K]``; NaN where the chain is impossible.
         filtered: Those given the rows of the chain up to this one.
 
     Args:
@@ -104,9 +104,11 @@ class Smoothed:
             moves = _logs(self._transition).expand(len(lengths), -1, -1).clone().requires_grad_()
             log_prob, filtered = _log_forward(density, Packing(lengths), _logs(initial), moves)
             states, pairs = torch.autograd.grad(log_prob.sum(), (density, moves), materialize_grads=True)
-        log_prob = log_prob.detach()
-        self.log_prob[self._unsafe] = log_prob.where(log_prob > _IMPOSSIBLE / 2, -torch.inf)
-        self.states[rows], self.filtered[rows], self._ratio[rows], self._moves = states, filtered.detach(), 0.0, pairs
+        possible, chain = log_prob.detach() > _IMPOSSIBLE / 2, torch.searchsorted(self._unsafe, self._chain[rows])
+        self.log_prob[self._unsafe] = log_prob.detach().where(possible, -torch.inf)
+        self._moves, self._ratio[rows] = pairs.where(possible[:, None, None], torch.nan), 0.0
+        for target, found in ((self.states, states), (self.filtered, filtered.detach())):
+            target[rows] = found.where(possible[chain].unsqueeze(-1), torch.nan)
 
 
 def _forward(density: Tensor, sizes: list[int], first: Tensor, transition: Tensor) -> tuple[Tensor, Tensor]:

@@ -95,8 +95,13 @@ class FactorModel(AssignableModule):
         Args:
             x: Data, `[N, D]`, or a part of it.
             missing: Whether entries that are NaN are integrated out.
+
+        Raises:
+            ValueError: If all entries are missing.
         """
         x = check_rows("x", x, self.num_features, self.loc.dtype)
+        if x.isnan().all():
+            raise ValueError("x: expected at least one entry that is not missing")
         centre = x.nanmean(0).nan_to_num()
         return (MissingFactorSteps if missing else FactorSteps)(centre, _NOISE_FLOOR * variances(x))
 

@@ -65,12 +65,12 @@ def posterior(params: Params, x: Tensor) -> Iterator[Rows]:
 
 def observed_log_prob(params: Params, x: Tensor) -> Tensor:
     """Log-densities of the observed entries, ``[N]``, in the dtype of `x`; see `posterior`."""
-    return torch.cat([part.log_prob for part in posterior(params, x)]).to(x)
+    return torch.cat([x.new_zeros(0), *(part.log_prob.to(x) for part in posterior(params, x))])
 
 
 def latent_means(params: Params, x: Tensor) -> Tensor:
     """Means of the latents given the observed entries, ``[N, L]``, in the dtype of `x`; see `posterior`."""
-    return torch.cat([part.mean for part in posterior(params, x)]).to(x)
+    return torch.cat([x.new_zeros(0, params["loading"].shape[1]), *(part.mean.to(x) for part in posterior(params, x))])
 
 
 def impute(params: Params, x: Tensor) -> Tensor:

@@ -32,7 +32,12 @@ class FamilyModule(AssignableModule):
     families: dict[str, Family]
 
     def _add_families(
-        self, count: int, family: str | Family | Mapping[str, Family], sizes: Mapping[str, Any], taken: Collection[str]
+        self,
+        count: int,
+        family: str | Family | Mapping[str, Family],
+        sizes: Mapping[str, Any],
+        taken: Collection[str],
+        argument: str,
     ) -> None:
         """Add parameters with random values.
 
@@ -41,12 +46,17 @@ class FamilyModule(AssignableModule):
             family: A family, its name or several.
             sizes: Arguments of a family that is given by its name.
             taken: Names that no data argument may have.
+            argument: How errors call the family.
         """
         if isinstance(family, str):
-            family = FAMILIES[check_choice("family", family, tuple(FAMILIES))](**sizes)
+            family = FAMILIES[check_choice(argument, family, tuple(FAMILIES))](**sizes)
         elif sizes:
-            raise TypeError(f"{', '.join(sizes)}: expected only where family is a name, got {family!r}")
-        self.families = _checked_parts(family, taken) if isinstance(family, Mapping) else {"x": _checked_family(family)}
+            raise TypeError(f"{', '.join(sizes)}: expected only where {argument} is a name, got {family!r}")
+        self.families = (
+            _checked_parts(family, taken, argument)
+            if isinstance(family, Mapping)
+            else {"x": _checked_family(family, argument)}
+        )
         self._attributes: dict[str, dict[str, str]] = {}  # of each part, by the family's own names of the parameters
         for part, member in self.families.items():
             prefix = f"{part}_" if isinstance(family, Mapping) else ""
@@ -76,16 +86,18 @@ class FamilyModule(AssignableModule):
                 )
 
 
-def _checked_family(family: Any) -> Family:
+def _checked_family(family: Any, argument: str) -> Family:
     if not isinstance(family, Family):
-        raise TypeError(f"family: expected a family such as Poisson(2), the name of one or a dict, got {family!r}")
+        raise TypeError(f"{argument}: expected a family such as Poisson(2), the name of one or a dict, got {family!r}")
     return family
 
 
-def _checked_parts(families: Mapping[str, Any], taken: Collection[str]) -> dict[str, Family]:
+def _checked_parts(families: Mapping[str, Any], taken: Collection[str], argument: str) -> dict[str, Family]:
     if not families:
-        raise ValueError("family: expected at least one family in the dict")
+        raise ValueError(f"{argument}: expected at least one family in the dict")
     for part in families:
         if not isinstance(part, str) or not part.isidentifier() or part in taken:
-            raise ValueError(f"family: expected names such as 'visits', other than {', '.join(taken)}, got {part!r}")
-    return {part: _checked_family(family) for part, family in families.items()}
+            raise ValueError(
+                f"{argument}: expected names such as 'visits', other than {', '.join(taken)}, got {part!r}"
+            )
+    return {part: _checked_family(family, argument) for part, family in families.items()}

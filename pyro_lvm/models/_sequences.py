@@ -13,7 +13,11 @@ from pyro_lvm.data import as_tensor
 
 def is_list_of_sequences(value: Any) -> bool:
     """Whether a data argument is a list of sequences, rather than one table or tensor."""
-    return isinstance(value, list | tuple) and bool(value) and all(hasattr(v, "__len__") for v in value)
+    return isinstance(value, list | tuple) and bool(value) and all(_has_length(v) for v in value)
+
+
+def _has_length(value: Any) -> bool:
+    return hasattr(value, "__len__") and not isinstance(value, str)
 
 
 def pad(sequences: Sequence[Any], num_features: int, name: str) -> tuple[Tensor, Tensor]:
@@ -28,9 +32,11 @@ def pad(sequences: Sequence[Any], num_features: int, name: str) -> tuple[Tensor,
         `[N, T, D]`, with the largest of the lengths T, and lengths `[N]`.
 
     Raises:
-        ValueError: If a sequence has another shape, or no rows.
+        ValueError: If a sequence has another shape, or no rows, or they differ in floating dtype.
     """
     tables = [one_table(s, num_features, f"{name}: sequence {i}") for i, s in enumerate(sequences)]
+    if len(dtypes := {table.dtype for table in tables if table.is_floating_point()}) > 1:
+        raise ValueError(f"{name}: expected sequences of one dtype, got {', '.join(sorted(map(str, dtypes)))}")
     lengths = torch.tensor([len(table) for table in tables])
     if not lengths.all():
         raise ValueError(

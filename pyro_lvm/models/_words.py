@@ -34,8 +34,10 @@ class Words(TorchDistribution):
         """Log-density of each document, `[*, N]`.
 
         Args:
-            value: A sparse table, `[N, V]`.
+            value: A sparse table, `[N, V]`, or counts that were drawn, `[*, N, V]`.
         """
+        if not sparse.is_sparse(value):
+            return torch.xlogy(value, self.shares @ self.topics).sum(-1)
         _, words, counts = sparse.parts(value)
         rows = sparse.row_of_entries(value)
         probabilities = (self.shares[..., rows, :] * self.topics.mT[..., words, :]).sum(-1)

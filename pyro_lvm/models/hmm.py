@@ -86,7 +86,7 @@ class HMM(FamilyModule):
         self.num_states = K = check_count("num_states", num_states)
         self._add_param("initial", torch.full((K,), 1 / K), constraints.simplex)
         self._add_param("transition", torch.full((K, K), 1 / K), constraints.simplex)
-        self._add_families(K, emission, sizes, _TAKEN)
+        self._add_families(K, emission, sizes, _TAKEN, "emission")
 
     def as_data(self, *data: Any) -> tuple[Any, ...]:
         """Lists of sequences as padded tensors and their lengths, a table as one sequence; what is padded as it is.
@@ -218,7 +218,7 @@ class HMM(FamilyModule):
             data: The arguments of the model, or what :meth:`as_data` makes them of.
 
         Returns:
-            Probabilities, `[N, T, K]`; zeros behind the ends of sequences.
+            Probabilities, `[N, T, K]`; zeros behind the ends of sequences, NaN where a sequence is impossible.
         """
         smoothed, there = self._smoothed(*data)
         found = smoothed.states.new_zeros(*there.shape, self.num_states)
@@ -316,7 +316,7 @@ class HMM(FamilyModule):
             D = self.families[part].num_features
             if not isinstance(x, Tensor):
                 raise TypeError(f"{part}: expected a tensor of shape [N, T, {D}], got {type(x).__name__}")
-            if x.dim() != 3 or x.shape[-1] != D or x.shape[1] == 0:
+            if x.dim() != 3 or x.shape[-1] != D or 0 in x.shape[:2]:
                 raise ValueError(f"{part}: expected shape [N, T, {D}], got {list(x.shape)}")
             if x.shape[:2] != data[0].shape[:2]:
                 raise ValueError(f"{part}: expected {list(data[0].shape[:2])} rows, got {list(x.shape[:2])}")

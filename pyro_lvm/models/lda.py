@@ -22,7 +22,7 @@ from pyro_lvm.models._base import AssignableModule
 from pyro_lvm.models._shares import Shares
 from pyro_lvm.models._steps import Params
 from pyro_lvm.models._words import Words
-from pyro_lvm.models.lda_em import LDASteps, document_bounds, infer
+from pyro_lvm.models.lda_em import Inferred, LDASteps, infer
 from pyro_lvm.nn import MLP
 
 __all__ = ["LDA"]
@@ -162,8 +162,7 @@ class LDA(AssignableModule):
         if self.encoder is not None:
             shares = self.encode(counts)
         else:
-            with torch.no_grad():
-                shares = infer(self._values(), counts).shares.to(self.concentration.dtype)
+            shares = self._infer(counts).shares.to(self.concentration.dtype)
         with pyro.plate("rows", len(counts)):
             pyro.sample("shares", Shares(shares))
 
@@ -206,18 +205,16 @@ class LDA(AssignableModule):
         """The probabilities of the words in each topic, the posterior's mean, `[K, V]`."""
         return _normalized(self.topic_concentration.detach())
 
-    @torch.no_grad()
     def shares(self, documents: Any) -> Tensor:
-        """The posterior means of the shares of the topics in each document, `[N, K]`.
+        """The posterior means of the shares of the topics in each document, given the topics, `[N, K]`.
 
         Args:
             documents: What :meth:`as_data` takes.
         """
-        return _normalized(infer(self._values(), self._counts(documents)).shares).to(self.concentration.dtype)
+        return _normalized(self._infer(self._counts(documents)).shares).to(self.concentration.dtype)
 
-    @torch.no_grad()
     def bound(self, documents: Any) -> Tensor:
-        """A lower bound of the log-density of each document's words, given the posterior of the topics.
+        """A lower bound of the log-density of each document's words, given the topics.
 
         Args:
             documents: What :meth:`as_data` takes.
@@ -225,18 +222,24 @@ class LDA(AssignableModule):
         Returns:
             Nats, `[N]`.
         """
-        found = document_bounds(self._values(), self._counts(documents))
-        return found.to(self.concentration.dtype)
+        found = self._infer(self._counts(documents))
+        return found.bounds(self.concentration.detach().double()).to(self.concentration.dtype)
 
     def perplexity(self, documents: Any) -> float:
         """The exponential of minus the bound of :meth:`bound` per word; the lower, the better.
 
-        Scikit-learn's has the divergence of the topics from their prior in it too, over however few words.
+        Scikit-learn's has the topics' expected logarithms instead, and their divergence from the prior too, over
+        however few words: it is larger.
 
         Args:
             documents: What :meth:`as_data` takes.
+
+        Raises:
+            ValueError: If they have no words.
         """
         counts = self._counts(documents)
+        if not counts.values().any():
+            raise ValueError("documents: expected at least one word")
         return math.exp(-float(self.bound(counts).double().sum() / counts.values().double().sum()))
 
     def initialize(self, documents: Any, seed: int = 0) -> LDA:
@@ -269,6 +272,11 @@ class LDA(AssignableModule):
         (counts,) = self.as_data(documents)
         self._check(counts)
         return counts
+
+    @torch.no_grad()
+    def _infer(self, counts: Tensor) -> Inferred:
+        topics = _normalized(self.topic_concentration.double())
+        return infer(topics.clamp(min=torch.finfo(topics.dtype).tiny).log(), self.concentration.double(), counts)
 
     def _values(self) -> Params:
         return {name: getattr(self, name).detach() for name in ("concentration", "topic_concentration")}

@@ -34,6 +34,10 @@ class Inferred(NamedTuple):
     ratio: Tensor
     log_words: Tensor
 
+    def bounds(self, prior: Tensor) -> Tensor:
+        """A lower bound of the log-density of each document's words, `[N]`."""
+        return self.log_words - _kl(self.shares, prior, expected_log(self.shares))
+
 
 class LDASteps(Steps):
     """Coordinate ascent on the ELBO of latent Dirichlet allocation.
@@ -59,7 +63,8 @@ class LDASteps(Steps):
     def expect(self, params: Params, args: tuple[Any, ...], weight: Tensor | None) -> Sums:
         """See `Steps.expect`."""
         (counts,) = args
-        found = infer(params, counts)
+        prior, logs = params["concentration"].double(), expected_log(params["topic_concentration"].double())
+        found = infer(logs, prior, counts)
         each = torch.ones_like(found.log_words) if weight is None else weight.to(found.log_words)
         log_shares = expected_log(found.shares)
         owner = sparse.row_of_entries(counts)
@@ -70,8 +75,8 @@ class LDASteps(Steps):
         ):
             by_word.index_add_(0, words, _scaled(log_shares[rows]) * ratio.unsqueeze(-1))
         return {
-            "log_p": each @ _bounds(params, found),
-            "words": by_word.mT * _scaled(word_logs(params).mT).mT,
+            "log_p": each @ found.bounds(prior),
+            "words": by_word.mT * _scaled(logs.mT).mT,
             "log_shares": each @ log_shares,
             "documents": each.sum(),
         }
@@ -94,14 +99,15 @@ class LDASteps(Steps):
         return -_kl(posterior, torch.full_like(posterior[0], self.prior), expected_log(posterior)).sum()
 
 
-def infer(params: Params, counts: Tensor) -> Inferred:
+def infer(word_logs: Tensor, prior: Tensor, counts: Tensor) -> Inferred:
     """The E-step: the shares of the topics in each document.
 
     Args:
-        params: The parameters.
+        word_logs: Logarithms of the words' probabilities in each topic, known or expected, `[K, V]`.
+        prior: The concentration of the shares, `[K]`.
         counts: A sparse table, `[N, V]`.
     """
-    prior, logs = params["concentration"].double(), word_logs(params).mT.contiguous()
+    logs = word_logs.mT.contiguous()
     weights, largest = _scaled(logs), logs.amax(-1)
     values = counts.values().double()
     shares = prior.repeat(len(counts), 1)
@@ -116,16 +122,6 @@ def infer(params: Params, counts: Tensor) -> Inferred:
         log_words[some.rows] = (number * (expected.log() + largest[some.words])).sum(-1)
         log_words[some.rows] += number.sum(-1) * expected_log(found).amax(-1)
     return Inferred(shares, ratio, log_words)
-
-
-def document_bounds(params: Params, counts: Tensor) -> Tensor:
-    """A lower bound of the log-density of each document, given the posterior of the topics, `[N]`."""
-    return _bounds(params, infer(params, counts))
-
-
-def _bounds(params: Params, found: Inferred) -> Tensor:
-    prior = params["concentration"].double()
-    return found.log_words - _kl(found.shares, prior, expected_log(found.shares))
 
 
 def _settle(start: Tensor, prior: Tensor, weights: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,11 +170,6 @@ def _beyond(old: Tensor, new: Tensor) -> Tensor:
 def _scaled(logs: Tensor) -> Tensor:
     """Exponentials of `[*, K]` over the largest of the last dimension; few, or none, underflow."""
     return (logs - logs.amax(-1, keepdim=True)).exp_()
-
-
-def word_logs(params: Params) -> Tensor:
-    """The expected logarithms of the words' probabilities, `[K, V]`."""
-    return expected_log(params["topic_concentration"].double())
 
 
 def expected_log(concentration: Tensor) -> Tensor:

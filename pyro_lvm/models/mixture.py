@@ -90,7 +90,7 @@ class Mixture(MixtureModule, FamilyModule):
         super().__init__()
         self.num_components = K = check_count("num_components", num_components)
         self._add_param("weights", torch.full((K,), 1 / K), constraints.simplex)
-        self._add_families(K, family, sizes, _TAKEN)
+        self._add_families(K, family, sizes, _TAKEN, "family")
 
     def forward(self, *data: Tensor) -> None:
         """The model.

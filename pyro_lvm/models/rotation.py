@@ -26,7 +26,7 @@ def varimax(loading: Tensor) -> Tensor:
 
     Raises:
         TypeError: If it is no tensor.
-        ValueError: If it is no matrix.
+        ValueError: If it is no matrix, or has entries that are not finite.
 
     References:
         H. F. Kaiser, "The varimax criterion for analytic rotation in factor analysis" (1958).
@@ -43,6 +43,8 @@ def varimax(loading: Tensor) -> Tensor:
         raise TypeError(f"loading: expected a tensor, got {type(loading).__name__}")
     if loading.dim() != 2:
         raise ValueError(f"loading: expected shape [D, L], got {list(loading.shape)}")
+    if not loading.isfinite().all():
+        raise ValueError("loading: expected finite numbers")
     start = loading.double()
     # A little aside of where it is, which may be where the variance is smallest and has no slope
     turn = _ASIDE * torch.ones_like(start.mT @ start).triu(1)
@@ -55,4 +57,4 @@ def varimax(loading: Tensor) -> Tensor:
         if s.sum() <= reached * (1 + _TOLERANCE):
             break
         reached = float(s.sum())
-    return (start @ rotation).to(loading)
+    return (start @ rotation).to(loading.dtype if loading.is_floating_point() else torch.get_default_dtype())

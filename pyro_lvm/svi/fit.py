@@ -117,7 +117,7 @@ def fit(
     check_device(device)
     path = None if checkpoint is None else files.check_writable(checkpoint, "checkpoint")
     objective = Objective(model, guide, elbo, plate=plate, model_kwargs=model_kwargs)
-    loader = LoaderRows(data[0], device) if len(data) == 1 and isinstance(data[0], DataLoader) else None
+    loader = LoaderRows(data[0], device, model) if len(data) == 1 and isinstance(data[0], DataLoader) else None
     generators = [] if loader is None else loader.generators
     move([model, guide], device)
     on_device = nullcontext() if device is None else torch.device(device)

@@ -82,7 +82,7 @@ def test_counts_that_vary_less_than_a_poissons_are_poisson(dtype):
 
     found = lvm.fit_em(model, x, progress=False)
     assert found.converged
-    assert found.params["r"].item() == pytest.approx(1e6)
+    assert found.params["r"].item() == pytest.approx(1e6 * x.mean().item())
     mean = found.params["r"] * found.params["p"] / (1 - found.params["p"])
     assert mean.item() == pytest.approx(x.mean().item(), rel=1e-4)
     poisson = stats.poisson(x.double().mean().item()).logpmf(x.numpy()).sum()
@@ -233,6 +233,68 @@ def test_a_start_beyond_its_limit_stays(name):
     found = lvm.fit_em(model, x, progress=False)
     assert found.converged
     assert [found.params[f"a{i}"].item() for i in range(len(start))] == pytest.approx(start)
+
+
+def test_negative_binomials_of_huge_poisson_counts_are_poisson():
+    x = torch.tensor(np.random.default_rng(0).poisson(1e9, 400)).double()
+
+    def model(x):
+        r = pyro.param("r", torch.tensor(3.0).double(), constraint=constraints.positive)
+        logits = pyro.param("logits", torch.tensor(15.0).double())
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.NegativeBinomial(r, logits=logits), obs=x)
+
+    found = lvm.fit_em(model, x, progress=False)
+    poisson = stats.poisson(x.mean().item()).logpmf(x.numpy()).sum()
+    assert found.objective[-1].item() == pytest.approx(poisson, abs=0.1)
+    assert found.converged
+
+
+@pytest.mark.parametrize("e_step", ["auto", "hard"])
+@pytest.mark.parametrize("first", ["known first", "known last"])
+def test_arguments_beside_constants_are_searched_for(first, e_step):
+    """One component has a known total count; the other's is the last of all parameters, or not."""
+    rng = np.random.default_rng(0)
+    x = torch.tensor(np.concatenate([rng.poisson(rng.gamma(30, 1.0, 300)), rng.poisson(rng.gamma(2, 2.0, 300))]))
+
+    def model(x):
+        def learned():
+            return pyro.param("r", torch.tensor([3.0]).double(), constraint=constraints.positive)
+
+        w = pyro.param("w", torch.tensor([0.5, 0.5]).double(), constraint=constraints.simplex)
+        r = learned() if first == "known first" else None
+        p = pyro.param("p", torch.tensor([0.99, 0.5]).double(), constraint=constraints.unit_interval)
+        r = torch.cat([torch.tensor([30.0]).double(), learned() if r is None else r])
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Categorical(w))
+            pyro.sample("x", dist.NegativeBinomial(r[z], probs=p[z]), obs=x)
+
+    found, searched = (fit(model, x.double(), m_step=how, e_step=e_step, tol=1e-9) for how in ("auto", "numeric"))
+    assert rules(found)["p"] == "L-BFGS on Q, for other arguments of its family are shared, or constants"
+    assert found.objective[-1].item() == pytest.approx(searched.objective[-1].item(), abs=1e-4)
+
+
+def test_no_slope_under_a_mask_is_said():
+    x, there = torch.poisson(torch.full((50,), 3.0)), torch.arange(50) % 5 > 0
+
+    def model(x):
+        a = pyro.param("a", torch.tensor(3.0), constraint=constraints.positive)
+        with pyro.plate("rows", len(x)), pyro.poutine.mask(mask=there):
+            pyro.sample("x", dist.Poisson(a, validate_args=False), obs=torch.where(there, x, torch.nan))
+
+    with pytest.raises(ValueError, match="slope of the log-density by 'a' is not finite"):
+        lvm.fit_em(model, x, progress=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_refused(dtype):
+    def model(x):
+        a = pyro.param("a", torch.tensor(3.0, dtype=dtype), constraint=constraints.positive)
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Poisson(a), obs=x)
+
+    with pytest.raises(ValueError, match=f"single or double precision; got {dtype}"):
+        lvm.fit_em(model, torch.ones(5, dtype=dtype), progress=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

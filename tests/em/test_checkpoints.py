@@ -45,11 +45,23 @@ def effects(x):
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
+def counts(x):
+    weights = pyro.param("weights", torch.tensor([0.4, 0.6]), constraint=constraints.simplex)
+    size = pyro.param("size", torch.tensor([1.0, 3.0]), constraint=constraints.positive)
+    logits = pyro.param("logits", torch.tensor([1.0, 2.0]))
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Categorical(weights))
+        pyro.sample("x", dist.NegativeBinomial(size[z], logits=logits[z]), obs=x)
+
+
+COUNTS = (10 * (PAIRS[:, 0] + 6)).round()  # of which each batch has others
 ALIKE = torch.cat([X, torch.full((40,), 9.0)])  # a component that ends at the smallest variance
 FITS = {
     "found steps": lambda: (normals, (X,), {}),
     "batches": lambda: (normals, (X,), {"batch_size": 50}),
     "restarts": lambda: (normals, (X,), {"num_restarts": 3}),
+    "counts in batches": lambda: (counts, (COUNTS,), {"batch_size": 30}),
+    "counts online": lambda: (counts, (COUNTS,), {"online": 0.7, "batch_size": 30, "max_iter": 12}),
     "smallest variance": lambda: (normals, (ALIKE,), {"init": {"loc": [5.0, 9.0], "scale": [5.0, 5.0]}}),
     "own steps": lambda: (lvm.models.GaussianMixture(3, 2), (PAIRS,), {"num_restarts": 3}),
     "Monte Carlo": lambda: (normals, (X,), {"e_step": "monte_carlo", "max_iter": 12}),

@@ -250,6 +250,24 @@ def test_what_has_no_loading_is_refused():
         varimax([[1.0]])
     with pytest.raises(ValueError, match=r"loading: expected shape \[D, L\], got \[3\]"):
         varimax(torch.ones(3))
+    with pytest.raises(ValueError, match="loading: expected finite numbers"):
+        varimax(torch.tensor([[1.0, torch.nan]]))
+
+
+def test_whole_numbers_are_rotated():
+    loading = torch.tensor([[3, 1], [1, 2], [0, 5]])
+    torch.testing.assert_close(varimax(loading), varimax(loading.double()).to(torch.get_default_dtype()))
+
+
+@pytest.mark.parametrize("model", [PPCA, FactorAnalysis])
+def test_no_rows_have_no_latents_and_no_entries_are_refused(model):
+    fresh, nothing = model(2, 4), torch.full((5, 4), torch.nan)
+    assert fresh.latents(nothing[:0]).shape == (0, 2)
+    assert fresh.impute(nothing[:0]).shape == (0, 4)
+    assert fresh.observed_log_prob(nothing[:0]).shape == (0,)
+    assert fresh.observed_log_prob(nothing).tolist() == 5 * [0.0]
+    with pytest.raises(ValueError, match="at least one entry that is not missing"):
+        lvm.fit_em(fresh, nothing, missing=True, progress=False)
 
 
 def test_closed_form_without_noise_is_refused():

@@ -548,15 +548,29 @@ def test_sequences_of_several_families_must_match():
     "arguments, error, message",
     [
         ((0, "poisson"), ValueError, "num_states"),
-        ((2, "normal"), ValueError, "family"),
+        ((2, "normal"), ValueError, "emission: expected one of"),
         ((2, {}), ValueError, "at least one family"),
         ((2, {"initial": Poisson(1)}), ValueError, "other than rows, initial, transition, lengths, got 'initial'"),
-        ((2, 3), TypeError, "family: expected a family"),
+        ((2, 3), TypeError, "emission: expected a family"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         HMM(*arguments, **({"num_features": 2} if arguments[1] in ("poisson", "normal") else {}))
+
+
+@pytest.mark.parametrize(
+    "data, error, message",
+    [
+        (torch.zeros(0, 4, 2), ValueError, r"x: expected shape \[N, T, 2\], got \[0, 4, 2\]"),
+        ([], TypeError, "x: expected a tensor"),
+        (["a", "b"], TypeError, "x: expected a tensor"),
+        ([torch.ones(3, 2), torch.ones(2, 2).double()], ValueError, "x: expected sequences of one dtype"),
+    ],
+)
+def test_wrong_sequences_are_refused(data, error, message):
+    with pytest.raises(error, match=message):
+        HMM(2, Poisson(2)).log_prob(data)
 
 
 def test_fewer_rows_than_states_make_no_start():

@@ -13,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import digamma, gammaln
 from sklearn.decomposition import LatentDirichletAllocation
 from sklearn.feature_extraction.text import CountVectorizer
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_lvm as lvm
 from pyro_lvm import sparse
@@ -56,9 +57,12 @@ def as_ours(peer):
 # The E-step ---------------------------------------------------------------------------------------------------
 
 
-def by_hand(counts, topic_concentration, concentration, num_iter=2000):
+def expected_weights(concentration):
+    return np.exp(digamma(concentration) - digamma(concentration.sum(-1, keepdims=True)))
+
+
+def by_hand(counts, weights, concentration, num_iter=2000):
     """Shares and the ELBO of each document, by the loop of Blei et al. (2003), in NumPy."""
-    weights = np.exp(digamma(topic_concentration) - digamma(topic_concentration.sum(-1, keepdims=True)))
     shares, bounds = [], []
     for row in counts:
         words = row.nonzero()[0]
@@ -79,9 +83,7 @@ def test_bounds_are_those_of_a_loop_by_hand(corpus):
     counts, _ = corpus
     model, _ = fitted(counts, max_iter=5)
     model = model.double()
-    expected = by_hand(
-        counts[:30].toarray(), model.topic_concentration.detach().numpy(), model.concentration.detach().numpy()
-    )
+    expected = by_hand(counts[:30].toarray(), model.topics.numpy(), model.concentration.detach().numpy())
     np.testing.assert_allclose(model.bound(counts[:30]), expected[1], atol=2e-4)  # the loop goes on for longer
     gamma = expected[0]
     np.testing.assert_allclose(model.shares(counts[:30]), gamma / gamma.sum(-1, keepdims=True), atol=2e-3)
@@ -107,7 +109,7 @@ def test_m_step_of_the_topics_is_that_of_scikit_learn(corpus):
         K, doc_topic_prior=1 / K, topic_word_prior=1 / K, mean_change_tol=1e-6, max_doc_update_iter=2000
     ).fit(counts[:1].astype(np.float64))
     theirs.components_ = start.copy()
-    theirs.exp_dirichlet_component_ = np.exp(digamma(start) - digamma(start.sum(-1, keepdims=True)))
+    theirs.exp_dirichlet_component_ = expected_weights(start)
     theirs._em_step(counts.astype(np.float64), N, batch_update=True)
     lvm.fit_em(model, counts, max_iter=1, tol=0, progress=False)
     np.testing.assert_allclose(model.topic_concentration.detach(), theirs.components_, rtol=2e-2, atol=2e-2)
@@ -130,8 +132,10 @@ def test_objective_is_the_elbo(corpus):
     model, em = fitted(counts, max_iter=10)
     posterior = torch.distributions.Dirichlet(model.topic_concentration.detach().double())
     prior = torch.distributions.Dirichlet(torch.full((K, V), model.topic_prior).double())
-    expected = model.bound(counts).double().sum() - torch.distributions.kl_divergence(posterior, prior).sum()
-    assert em.objective[-1].item() == pytest.approx(expected.item(), rel=1e-5)
+    divergence = torch.distributions.kl_divergence(posterior, prior).sum().item()
+    weights = expected_weights(posterior.concentration.numpy())
+    _, bounds = by_hand(counts.toarray(), weights, model.concentration.detach().double().numpy())
+    assert em.objective[-1].item() == pytest.approx(bounds.sum() - divergence, rel=1e-5)
 
 
 def test_perplexity_is_no_worse_than_scikit_learns(corpus):
@@ -142,9 +146,11 @@ def test_perplexity_is_no_worse_than_scikit_learns(corpus):
 
 
 def test_perplexity_is_scikit_learns_but_for_the_topics(corpus):
-    """Theirs has the divergence of the topics from their prior in it, too."""
+    """Theirs has the divergence of the topics from their prior in it, too; both are the same for topics known well."""
     counts, _ = corpus
     peer = LatentDirichletAllocation(K, max_iter=5, random_state=0).fit(counts[:200].astype(float))
+    peer.components_ *= 1e6
+    peer.exp_dirichlet_component_ = expected_weights(peer.components_)
     posterior, prior = (
         torch.distributions.Dirichlet(torch.as_tensor(a)) for a in (peer.components_, np.full((K, V), 1 / K))
     )
@@ -157,11 +163,9 @@ def test_concentration_is_that_of_newtons_method(corpus):
     counts, _ = corpus
     model, _ = fitted(counts, tol=1e-7, max_iter=500)
     model = model.double()
-    gamma, _ = by_hand(
-        counts.toarray(), *(getattr(model, n).detach().numpy() for n in ("topic_concentration", "concentration")), 300
-    )
+    a, weights = model.concentration.detach().numpy(), expected_weights(model.topic_concentration.detach().numpy())
+    gamma, _ = by_hand(counts.toarray(), weights, a, 300)
     logs = (digamma(gamma) - digamma(gamma.sum(-1, keepdims=True))).mean(0)
-    a = model.concentration.detach().numpy()
     np.testing.assert_allclose(digamma(a) - digamma(a.sum()), logs, atol=1e-2)
 
 
@@ -223,9 +227,11 @@ def test_result_is_saved(corpus, tmp_path):
 def test_fit_keeps_the_topics_of_em(corpus, hidden):
     counts, topics = corpus
     model = LDA(K, V, hidden=hidden)
-    steps, batch = (200, 100) if hidden is None else (600, 100)
-    lvm.fit(model, None, counts, num_steps=steps, batch_size=batch, optim=0.02, progress=False)
+    lvm.fit(model, None, counts, num_steps=300, batch_size=100, optim=0.05, progress=False)
     assert distance(model, topics) < 0.12
+    em, _ = fitted(counts)
+    order = linear_sum_assignment(np.abs(model.topics.numpy()[:, None] - em.topics.numpy()).sum(-1))[1]
+    assert (model.shares(counts) - em.shares(counts)[:, order]).abs().mean() < 0.02
     if hidden:
         guided = model.encode(model.as_data(counts)[0]).detach()
         guided = guided / guided.sum(-1, keepdim=True)
@@ -305,6 +311,40 @@ def test_wrong_arguments_are_refused(arguments, options, error):
         LDA(*arguments, **options)
 
 
+def test_documents_without_words():
+    model = LDA(2, 5).double()
+    em = lvm.fit_em(model, [[], []], max_iter=2, progress=False)
+    torch.testing.assert_close(model.topics, torch.full((2, 5), 0.2).double())
+    assert em.objective.isfinite().all()
+    assert model.bound([[]]).tolist() == [0.0]
+    with pytest.raises(ValueError, match="at least one word"):
+        model.perplexity([[], []])
+
+
+@pytest.mark.parametrize("hidden", [None, (4,)])
+def test_batches_of_a_loader_are_counts(corpus, hidden):
+    counts, _ = corpus
+    loader = DataLoader(TensorDataset(torch.tensor(counts.toarray()).float()), batch_size=75)
+    if hidden is None:
+        found, expected = (lvm.fit_em(LDA(K, V), data, max_iter=3, seed=1, progress=False) for data in (loader, counts))
+        torch.testing.assert_close(found.objective, expected.objective)
+    else:
+        assert lvm.fit(LDA(K, V, hidden=hidden), None, loader, num_steps=9, progress=False).losses.isfinite().all()
+
+
+@pytest.mark.parametrize("hidden", [None, (4,)])
+def test_arviz_has_the_shares_and_the_log_likelihood_of_documents(hidden):
+    documents = 10 * [[0, 1, 1], [2, 3], [4, 4, 4, 0]]
+    model = LDA(2, 5, hidden=hidden)
+    result = lvm.fit(model, None, documents, num_steps=5, progress=False)
+    data = lvm.to_arviz(result, num_draws=7)
+    assert dict(data["posterior"]["shares"].sizes) == {"chain": 1, "draw": 7, "rows": 30, "shares_dim_0": 2}
+    probabilities = data["posterior"]["shares"].values[0] @ model.topics.numpy()
+    expected = np.log(probabilities[:, 0, [0, 1, 1]]).sum(-1)
+    np.testing.assert_allclose(data["log_likelihood"]["words"].values[0, :, 0], expected, rtol=1e-5)
+    assert set(data.groups() if callable(data.groups) else data.groups) >= {"posterior", "log_likelihood"}
+
+
 def test_em_refuses_an_encoder_and_encoding_needs_one(corpus):
     counts, _ = corpus
     with pytest.raises(ValueError, match="EM has no use for an encoder"):
@@ -364,12 +404,11 @@ def test_results_take_what_models_take(corpus):
 
 @pytest.mark.parametrize("topic_prior", [1e-3, 1e-5])
 def test_unseen_words_under_small_priors_have_tiny_finite_probabilities(topic_prior):
-    """In logarithms: those of the words alone are about minus the inverse of the prior."""
+    """About what the prior leaves to words that no document has."""
     model = LDA(2, 4, topic_prior=topic_prior, share_prior=0.5).double()
     lvm.fit_em(model, 20 * [[0, 1], [2, 2]], progress=False, max_iter=5)
     seen, unseen = model.bound([[0]]).item(), model.bound([[3]]).item()
-    expected = torch.digamma(torch.tensor(topic_prior)).item()
-    assert unseen - seen == pytest.approx(expected, rel=0.05)
+    assert unseen - seen == pytest.approx(np.log(topic_prior / 20), abs=0.5)
 
 
 def test_many_topics_and_documents_of_one_word():
