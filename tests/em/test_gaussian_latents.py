@@ -119,9 +119,9 @@ def planes(x, first="discrete", noise="each"):
     weights = pyro.param("weights", start["weights"], constraint=constraints.simplex)
     loading = pyro.param("loading", start["loading"])
     locs = pyro.param("locs", start["locs"])
-    variance = pyro.param(
-        "noise", torch.ones(x.shape[1]) if noise == "diag" else start["noise"], constraint=constraints.positive
-    )
+    D = x.shape[1]
+    sizes = {"each": (2,), "diag": (D,), "own": (2, D)}[noise]
+    variance = pyro.param("noise", torch.ones(sizes), constraint=constraints.positive)
     with pyro.plate("rows", len(x)):
         if first == "discrete":
             c = pyro.sample("c", dist.Categorical(weights))
@@ -129,7 +129,8 @@ def planes(x, first="discrete", noise="each"):
         if first == "continuous":
             c = pyro.sample("c", dist.Categorical(weights))
         loc = (loading[c] @ z.unsqueeze(-1)).squeeze(-1) + locs[c]
-        scale = (variance if noise == "diag" else variance[c].unsqueeze(-1)).sqrt()
+        own = variance if noise == "diag" else variance[c]
+        scale = (own.unsqueeze(-1) if noise == "each" else own).sqrt()
         pyro.sample("x", dist.Normal(loc, scale).to_event(1), obs=x)
 
 
@@ -176,14 +177,18 @@ def test_mixture_of_probabilistic_pca_takes_the_path_of_a_loop_written_by_hand(f
     assert "L-BFGS" not in result.summary()
 
 
-def test_mixture_of_factor_analysers_with_one_noise_is_at_the_top():
+@pytest.mark.parametrize("noise", ["diag", "own"])
+def test_mixture_of_factor_analysers_is_at_the_top(noise):
+    """With one noise for both, and with a noise of each."""
     x = rows_of_two_planes()
-    result = fit(planes, x, model_kwargs={"noise": "diag"}, tol=1e-8)
+    result = fit(planes, x, model_kwargs={"noise": noise}, tol=1e-8)
     assert_rises(result)
+    assert "L-BFGS" not in result.summary()
     params = {name: value.clone().requires_grad_() for name, value in result.params.items()}
     logs = torch.stack(
         [
-            params["weights"][k].log() + marginal(x, params["loading"][k], params["locs"][k], params["noise"])
+            params["weights"][k].log()
+            + marginal(x, params["loading"][k], params["locs"][k], params["noise"].expand(2, -1)[k])
             for k in range(2)
         ]
     )

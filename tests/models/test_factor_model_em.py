@@ -99,7 +99,12 @@ def test_closed_form_is_a_stationary_point():
     assert max(slope.abs().max() for slope in slopes(model._values(), wine())) < 1e-8 * len(wine())
 
 
-@pytest.mark.parametrize(("data", "num_latents"), [(wine, 2), (generated, 3)])
+def pixels_that_vary():
+    x = digits()
+    return x[:, x.std(0) > 0.5]
+
+
+@pytest.mark.parametrize(("data", "num_latents"), [(wine, 2), (generated, 3), (pixels_that_vary, 5)])
 def test_factor_analysis_is_that_of_scikit_learn(data, num_latents):
     x = data()
     result = fit(FactorAnalysis(num_latents, x.shape[1]), x)
