@@ -1,6 +1,6 @@
 """Latent variable models on Pyro and PyTorch."""
 
-from pyro_lvm import elbo, models, plots
+from pyro_lvm import elbo, flows, guides, models, plots, transforms
 from pyro_lvm.diagnostics.compare_elbos import compare_elbos
 from pyro_lvm.diagnostics.elbo_comparison import ELBOComparison
 from pyro_lvm.diagnostics.to_arviz import to_arviz
@@ -34,9 +34,12 @@ __all__ = [
     "elbo",
     "fit",
     "fit_em",
+    "flows",
+    "guides",
     "load",
     "models",
     "plots",
     "prior_predictive",
     "to_arviz",
+    "transforms",
 ]

@@ -138,8 +138,10 @@ class LoaderRows(Batches):
     A checkpoint carries the random state at the start of the epoch; continuing replays the epoch up to its place.
     """
 
-    def __init__(self, loader: DataLoader, device: torch.device | str | None, model: Any) -> None:
-        self.loader, self.device, self.model = loader, device, model
+    def __init__(
+        self, loader: DataLoader, device: torch.device | str | None, model: Any, missing: bool = False
+    ) -> None:
+        self.loader, self.device, self.model, self.missing = loader, device, model, missing
         parts = (loader, loader.sampler, getattr(loader.batch_sampler, "sampler", None))
         own = [getattr(part, "generator", None) for part in parts]
         self.generators = list(dict.fromkeys(g for g in own if isinstance(g, torch.Generator)))
@@ -187,7 +189,7 @@ class LoaderRows(Batches):
         return nullcontext() if self.device is None else torch.device("cpu")
 
     def _arguments(self, batch: Any) -> tuple[Any, ...]:
-        return Data(arguments_of(self.model, as_arguments(batch)), device=self.device).args
+        return Data(arguments_of(self.model, as_arguments(batch)), device=self.device, missing=self.missing).args
 
     def _begin(self) -> None:
         self.start = {"torch": randomness.get_state(), "own": [g.get_state() for g in self.generators]}

@@ -232,7 +232,14 @@ def rows_of(tensor: Tensor, index: Tensor | slice) -> Tensor:
 
 
 def joined_rows(tensors: Sequence[Tensor]) -> Tensor:
-    """The rows of several tensors."""
+    """The rows of several tensors.
+
+    Raises:
+        ValueError: if their rows differ in shape.
+    """
+    if len({tensor.shape[1:] for tensor in tensors}) > 1:
+        shapes = [list(tensor.shape) for tensor in tensors[:3]]
+        raise ValueError(f"batches must have rows of one shape, as of sequences padded to one length; got {shapes}")
     return sparse.concatenate(tensors) if sparse.is_sparse(tensors[0]) else torch.cat(list(tensors))
 
 

@@ -24,8 +24,11 @@ from pyro.infer.autoguide.guides import AutoCallable, AutoContinuous
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
+from pyro_lvm.flow_guide import FlowGuide
 from pyro_lvm.modules import reachable_modules
 from pyro_lvm.sites import Site, Sites, sample_sites
+
+__all__ = ["FlowGuide"]
 
 
 class _MultivariateNormal(dist.MultivariateNormal):
@@ -64,6 +67,7 @@ _NAMED: dict[str, type[AutoGuide]] = {
     "full_rank": AutoMultivariateNormal,
     "low_rank": AutoLowRankMultivariateNormal,
     "map": AutoDelta,
+    "flow": FlowGuide,
 }
 
 

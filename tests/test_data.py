@@ -176,7 +176,7 @@ def test_rows_are_drawn_on_the_cpu_whatever_the_device_of_a_fit(generator):
     loader = DataLoader(ReadsLate(), batch_size=3, shuffle=True, generator=generator)
     with torch.device("meta"):  # stands for a device whose numbers a generator of the CPU cannot draw
         shuffled = ShuffledRows(Data((x,)), x, 3, seed=1)
-        loaded, again = LoaderRows(loader, "cpu"), LoaderRows(loader, "cpu")
+        loaded, again = LoaderRows(loader, "cpu", None), LoaderRows(loader, "cpu", None)
         assert set(loaded.first()[0].tolist()) < set(range(7))
         for batches in (shuffled, loaded):
             epoch = torch.cat([batches.get(step)[0][0] for step in range(3)], 0)

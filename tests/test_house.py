@@ -37,6 +37,7 @@ ORDER = (
     "nn",
     "transforms",
     "flows",
+    "flow_guide",
     "guides",
     "families",
     "densities",

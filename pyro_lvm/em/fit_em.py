@@ -138,13 +138,15 @@ def fit_em(
     check_device(device)
     check_online(online, batch_size, e_step, guide, num_restarts, data)
     path = None if checkpoint is None else files.check_writable(checkpoint, "checkpoint")
-    loader = LoaderRows(data[0], device, model) if len(data) == 1 and isinstance(data[0], DataLoader) else None
+    loader = LoaderRows(data[0], device, model, missing) if len(data) == 1 and isinstance(data[0], DataLoader) else None
     check_rows(loader, num_rows, sample_weight, rows)
     data = data if loader is not None else arguments_of(model, data)
     owner: Any = getattr(model, "__self__", model)
     own = e_step == m_step == "auto" and guide is None and hasattr(owner, "em_steps")
     own = own and (online is None or getattr(owner, "em_online", False))
     if missing and not (own and "missing" in inspect.signature(owner.em_steps).parameters):
+        if online is not None:
+            raise ValueError("online EM takes no missing entries: leave online= or missing= out")
         raise ValueError(
             "missing=True needs a model that integrates missing entries, as lvm.models.GaussianMixture does"
         )
@@ -158,7 +160,9 @@ def fit_em(
         on_device,
         unchanged_if_it_fails(model, guide),
     ):
-        held = Data(loader.first()) if loader is not None else Data(data, rows, device, missing=missing)
+        held = (
+            Data(loader.first(), missing=missing) if loader is not None else Data(data, rows, device, missing=missing)
+        )
         held.complete = loader is None
         weight = check_weight(sample_weight, held.num_rows)
         all_rows = AllRows(held, weight, batch_size, loader, num_rows)

@@ -17,7 +17,8 @@ from pyro_lvm.em.use import depends_on
 from pyro_lvm.params import is_real
 from pyro_lvm.sites import RowPlate, Site, plate_nesting, prior_trace, sample_sites
 
-_ROUNDINGS = 1e4  # by which numbers differ that are alike
+_ROUNDINGS = {torch.float64: 1e4, torch.float32: 1e2}  # by which numbers differ that are alike
+_PROBES = 2
 
 
 class Moments(NamedTuple):
@@ -88,6 +89,10 @@ class GaussianLatents:
                 raise ValueError(
                     f"the site {name!r}, outside the plate of the rows, depends on their latent {self._words}"
                 )
+            if torch.as_tensor(run[name]["scale"] != run[self.names[0]]["scale"]).any():
+                raise ValueError(
+                    f"the site {name!r} and the latent {self._words} must share one poutine.scale: {_ASK_GUIDE}"
+                )
             shape = unscaled_log_prob(run[name]).shape
             self.states = tuple(torch.broadcast_shapes(self.states, shape[: max(0, len(shape) - self._nesting)]))
         self._check_discrete(run)
@@ -110,10 +115,10 @@ class GaussianLatents:
             ValueError: if the log-density has no maximum in the latents.
         """
         gradient, curvature = self._derivatives(args, kwargs)
-        probe = torch.linspace(0.5, 1.5, gradient.shape[-1]).to(gradient)
-        along = curvature(probe.expand_as(gradient))
-        first = gradient
-        if gradient.shape[-2] > 1 and _alike(along, along[..., :1, :], along.abs().max()):  # rows have one Hessian
+        generator, first = torch.Generator().manual_seed(0), gradient
+        probes = torch.randn(_PROBES, gradient.shape[-1], generator=generator).to(gradient)
+        along = [curvature(probe.expand_as(gradient)) for probe in probes]
+        if gradient.shape[-2] > 1 and all(_alike(a, a[..., :1, :], a) for a in along):  # rows have one Hessian
             head = tuple(a[:1] if has else a for a, has in zip(args, self.data.has_rows, strict=True))
             first, curvature = self._derivatives(head, kwargs)
         units = torch.eye(first.shape[-1]).to(first)
@@ -204,7 +209,7 @@ class GaussianLatents:
             away = size * torch.randn(gradient.shape[-1], generator=generator).to(gradient)
             there, _ = self._derivatives(args, kwargs, away)
             straight = gradient + curvature(away.expand_as(gradient))
-            if not _alike(there, straight, gradient.abs().max() + straight.abs().max()):
+            if not _alike(there, straight, gradient.abs() + straight.abs()):
                 raise ValueError(
                     f"the latent {self._words} can neither be summed out, for it has no finite support, nor integrated "
                     f"out as a Gaussian, for the log-density is not quadratic in it: {_ASK_GUIDE}"
@@ -215,4 +220,6 @@ _ASK_GUIDE = "pass guide=, such as 'mean_field', for variational EM"
 
 
 def _alike(a: Tensor, b: Tensor, size: Tensor) -> bool:
-    return bool(((a - b).abs() <= _ROUNDINGS * torch.finfo(a.dtype).eps * size).all())
+    """Whether vectors ``[*, n]`` differ by rounding alone; each latent has its own size, the largest of all rows."""
+    largest = size.abs().flatten(0, -2).amax(0)
+    return bool(((a - b).abs() <= _ROUNDINGS[a.dtype] * torch.finfo(a.dtype).eps * largest).all())

@@ -8,5 +8,6 @@ from pyro_lvm.flows.nsf import NSF
 from pyro_lvm.flows.planar import Planar
 from pyro_lvm.flows.real_nvp import RealNVP
 from pyro_lvm.flows.sylvester import Sylvester
+from pyro_lvm.flows.zuko import as_flow
 
-__all__ = ["IAF", "MAF", "NSF", "Flow", "FlowDistribution", "LinearFlow", "Planar", "RealNVP", "Sylvester"]
+__all__ = ["IAF", "MAF", "NSF", "Flow", "FlowDistribution", "LinearFlow", "Planar", "RealNVP", "Sylvester", "as_flow"]

@@ -2,6 +2,7 @@
 
 from pyro_lvm.models.bayesian_gaussian_mixture import BayesianGaussianMixture
 from pyro_lvm.models.factor_analysis import FactorAnalysis
+from pyro_lvm.models.flow_density import FlowDensity
 from pyro_lvm.models.gaussian_mixture import GaussianMixture
 from pyro_lvm.models.hmm import HMM
 from pyro_lvm.models.lda import LDA
@@ -19,6 +20,7 @@ __all__ = [
     "BayesianGaussianMixture",
     "BayesianLogisticRegression",
     "FactorAnalysis",
+    "FlowDensity",
     "GaussianMixture",
     "Mixture",
     "varimax",

@@ -37,6 +37,8 @@ def pad(sequences: Sequence[Any], num_features: int, name: str) -> tuple[Tensor,
     tables = [one_table(s, num_features, f"{name}: sequence {i}") for i, s in enumerate(sequences)]
     if len(dtypes := {table.dtype for table in tables if table.is_floating_point()}) > 1:
         raise ValueError(f"{name}: expected sequences of one dtype, got {', '.join(sorted(map(str, dtypes)))}")
+    dtype = next(iter(dtypes), tables[0].dtype)
+    tables = [table.to(dtype) for table in tables]
     lengths = torch.tensor([len(table) for table in tables])
     if not lengths.all():
         raise ValueError(

@@ -50,6 +50,8 @@ class Words(TorchDistribution):
         probabilities = (self.shares @ self.topics).expand(*shape, -1).flatten(0, -2)
         totals = self.totals.expand(shape).flatten()
         most = int(totals.max())
+        if not most:
+            return torch.zeros_like(probabilities).reshape(*shape, -1)
         words = torch.multinomial(probabilities, most, replacement=True)
         there = (torch.arange(most, device=words.device) < totals.unsqueeze(-1)).to(probabilities)
         return torch.zeros_like(probabilities).scatter_add_(-1, words, there).reshape(*shape, -1)

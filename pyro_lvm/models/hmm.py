@@ -28,6 +28,7 @@ from pyro_lvm.models.hmm_em import HMMSteps, Rows
 __all__ = ["HMM"]
 
 _TAKEN = ("rows", "initial", "transition", "lengths")
+_NO_LENGTHS = (torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _STRETCHES = (1, 8, 32)  # rows that are looked at together, to find a start
 
 
@@ -104,7 +105,8 @@ class HMM(FamilyModule):
             raise ValueError("lengths: expected only with padded sequences, for those of a list are known")
         if any(not torch.equal(lengths, found[0]) for lengths in found):
             raise ValueError(f"{', '.join(self.families)}: expected sequences of the same lengths")
-        return (*(x for x, _ in parts), *(found[:1] or data[len(parts) :]))
+        padded = [_without_nan_behind(x, data[-1]) if len(data) > len(parts) else x for x, _ in parts]
+        return (*padded, *(found[:1] or data[len(parts) :]))
 
     def _padded(self, part: str, given: Any) -> tuple[Any, Tensor | None]:
         size = self.families[part].num_features
@@ -275,9 +277,16 @@ class HMM(FamilyModule):
 
         Returns:
             `[S, N, H, D]`; a dictionary by name where there are several families.
+
+        Raises:
+            ValueError: If a sequence is impossible.
         """
         num_steps, num_draws = check_count("num_steps", num_steps), check_count("num_draws", num_draws)
         smoothed, _ = self._smoothed(*data)
+        if (impossible := smoothed.log_prob == -torch.inf).any():
+            raise ValueError(
+                f"sequence {int(impossible.nonzero()[0])} is impossible, so that nothing can come after it"
+            )
         now = smoothed.last().to(self.initial.dtype) @ self.transition
         with randomness.seeded(check_seed(seed)):
             return self._emit(draw_states(now, self.transition, torch.Size([num_draws, len(now)]), num_steps))
@@ -332,12 +341,21 @@ class HMM(FamilyModule):
 
     @staticmethod
     def _lengths(lengths: Any, N: int, T: int) -> Tensor:
-        if not isinstance(lengths, Tensor) or lengths.shape != (N,) or lengths.is_floating_point():
+        if not isinstance(lengths, Tensor) or lengths.shape != (N,) or lengths.dtype in _NO_LENGTHS:
             got = list(lengths.shape) if isinstance(lengths, Tensor) else lengths
             raise ValueError(f"lengths: expected {N} whole numbers, one for each sequence, got {got}")
         if not ((lengths >= 1) & (lengths <= T)).all():
             raise ValueError(f"lengths: expected numbers from 1 to {T}, got {lengths.tolist()}")
         return lengths
+
+
+def _without_nan_behind(x: Any, lengths: Any) -> Any:
+    """Sequences `[N, T, D]` with zeros instead of NaN behind their ends."""
+    lengths = as_tensor(lengths)
+    if not (isinstance(x, Tensor) and isinstance(lengths, Tensor) and x.dim() == 3 and lengths.shape == x.shape[:1]):
+        return x
+    behind = ~inside(lengths, x.shape[1]).unsqueeze(-1)
+    return x.masked_fill(behind & x.isnan(), 0.0) if x.is_floating_point() and x.isnan().any() else x
 
 
 def _by_time(labels: NDArray, times: NDArray, num_states: int) -> NDArray:

@@ -8,6 +8,8 @@ from pyro_lvm.models._factor_model import FactorModel
 
 __all__ = ["PPCA"]
 
+_EPS = torch.finfo(torch.float64).eps
+
 
 class PPCA(FactorModel):
     r"""Probabilistic principal component analysis.
@@ -81,7 +83,8 @@ class PPCA(FactorModel):
         values, vectors = values.flip(-1), vectors.flip(-1)
         L = self.num_latents
         noise = values[L:].mean() if self.num_features > L else torch.zeros(()).to(values)
-        if not noise > torch.finfo(x.dtype).eps * values[0]:
+        rounding = torch.finfo(x.dtype).eps ** 2 * x.double().square().mean(0).max()  # of the numbers themselves
+        if not noise > rounding + _EPS * values[0]:
             raise ValueError(
                 f"x: expected rows that vary in more than {L} dimensions, the number of latents; without noise the "
                 "likelihood has no maximum"

@@ -18,10 +18,13 @@ from pyro_lvm.batches import Batches, LoaderRows, ShuffledRows, WholeData
 from pyro_lvm.checkpoint import Checkpoint, name_of
 from pyro_lvm.checks import check_callbacks, check_count, check_device, check_seed
 from pyro_lvm.data import Data, arguments_of, as_arguments, check_num_rows, converts
+from pyro_lvm.guides import FlowGuide
 from pyro_lvm.modules import move, unchanged_if_it_fails
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
+from pyro_lvm.svi.best import Best
 from pyro_lvm.svi.choice import choose_loop
+from pyro_lvm.svi.gaussian_start import fitted_gaussian
 from pyro_lvm.svi.initial import initial_values
 from pyro_lvm.svi.loop import EagerLoop
 from pyro_lvm.svi.objective import Objective
@@ -150,6 +153,12 @@ def fit(
         initial = initial_values(program, init)
         start = program.parameters.start() | initial
         objective.check_start(start, program.example)
+        best = None
+        if isinstance(program.guide, FlowGuide):
+            best = Best(objective, tensors, total, seed)
+            if init is None:
+                options = (batches, total, optim, clip, compile, -(-num_steps // 2), seed)
+                start |= fitted_gaussian(objective, program.guide, example, *options)
         loop = EagerLoop(objective, start, batches, total, optim, scheduler, clip)
         kept = None
         if path is not None:
@@ -174,7 +183,7 @@ def fit(
         began = time.perf_counter()
         recorded = None if kept is None or kept.state is None else was_compiled(kept.state)
         chosen = choose_loop(loop, compile, num_steps, seed, watched=bool(callbacks or scheduler), recorded=recorded)
-        run = Run(objective, chosen, held_out, num_steps, every, list(callbacks), kept, seed)
+        run = Run(objective, chosen, held_out, num_steps, every, list(callbacks), kept, seed, best)
         run.seconds = time.perf_counter() - began
         return run.finish(progress)
 

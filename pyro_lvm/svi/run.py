@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from pyro_lvm import randomness
 from pyro_lvm.checkpoint import Checkpoint
 from pyro_lvm.interrupts import interrupts
+from pyro_lvm.svi.best import Best
 from pyro_lvm.svi.compiled import CompiledLoop
 from pyro_lvm.svi.loop import EagerLoop
 from pyro_lvm.svi.objective import Objective
@@ -36,7 +37,9 @@ class Run:
         callbacks: list[Callable[[FitState], Any]],
         kept: Checkpoint | None,
         seed: int,
+        best: Best | None = None,
     ) -> None:
+        self.best = best
         self.objective, self.loop, self.held_out = objective, loop, held_out
         self.num_steps, self.every, self.callbacks, self.kept, self.seed = num_steps, every, callbacks, kept, seed
         self._losses = torch.empty(num_steps, dtype=torch.float64)
@@ -60,10 +63,11 @@ class Run:
         except BaseException:
             parameters.write_untrained(before)  # batch norm has followed the steps
             raise
-        parameters.write(self.loop.params)
+        params = self.loop.params if self.best is None else self.best.params
+        parameters.write(params)
         return SVIResult(
             self.objective.program,
-            self.loop.params,
+            params,
             losses=self.losses.clone(),
             target=self.objective.target,
             validation=self.validation,
@@ -73,6 +77,8 @@ class Run:
         )
 
     def _take_steps(self, progress: bool) -> None:
+        if self.best is not None and self.step == 0:
+            self.best.see(self.loop.params)
         if self.kept is not None and self.kept.state is not None:
             self._resume(self.kept.state)
         elif self.kept is not None:
@@ -98,15 +104,19 @@ class Run:
                     self._save()
         if self.step:
             self.loop.finish(self.step)
+        if self.best is not None:
+            self.best.see(self.loop.params)
 
     def _next_stop(self) -> int:
         """Where something comes between two steps; a compiled loop is not interrupted for nothing."""
-        idle = self.held_out is None and not self.callbacks and self.kept is None
+        idle = self.held_out is None and not self.callbacks and self.kept is None and self.best is None
         block = max(self.every, _LONG_BLOCK) if idle and self.loop.compiled else self.every
         return min(self.num_steps, (self.step // block + 1) * block)
 
     def _between_blocks(self) -> bool:
         """Validate, ask the callbacks; whether one of them stops the fit."""
+        if self.best is not None:
+            self.best.see(self.loop.params)
         if self.held_out is None and not self.callbacks:
             return False
         program = self.objective.program

@@ -388,3 +388,65 @@ def test_a_result_can_be_saved_and_read_again(tmp_path):
     result.save(tmp_path / "em.pt")
     again = lvm.load(tmp_path / "em.pt", planes, None, x)
     assert abs(again.evidence(5).value - result.objective[-1]) < 1e-6 * SIZE
+
+
+def uneven(x, y, spread):
+    """A latent that is known well in all rows, and one that is known better in some."""
+    tau = pyro.param("tau", torch.tensor(1.0, dtype=x.dtype), constraint=constraints.positive)
+    with pyro.plate("rows", len(x)):
+        u = pyro.sample("u", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
+        v = pyro.sample("v", dist.Normal(torch.zeros((), dtype=x.dtype), tau))
+        pyro.sample("x", dist.Normal(u, 0.01), obs=x)
+        pyro.sample("y", dist.Normal(v, spread), obs=y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_rows_that_differ_in_a_vague_latent_differ(dtype):
+    spread = torch.tensor([0.5, 2.0]).repeat(100)
+    x = normal(200, seed=1)
+    y = normal(200, seed=2) + spread * normal(200, seed=3)
+    result = fit(uneven, *(t.to(dtype) for t in (x, y, spread)), max_iter=3)
+    exact = stats.norm(0, math.hypot(1, 0.01)).logpdf(x.numpy()).sum()
+    exact += stats.norm(0, np.hypot(1, spread.numpy())).logpdf(y.numpy()).sum()
+    assert result.objective[0].item() == pytest.approx(exact, rel=1e-9 if dtype is torch.float64 else 1e-4)
+
+
+def test_designs_may_be_contrasts():
+    dose, contrast = torch.arange(4.0).repeat(20), torch.tensor([1.0, -1.0, -1.0, 1.0])
+
+    def model(x, dose):
+        m = pyro.param("m", torch.tensor(0.5))
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(4), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(m + dose * (z @ contrast), 1.0), obs=x)
+
+    x = dose * (normal(80, 4, seed=4) @ contrast) + normal(80, seed=5)
+    exact = stats.norm(0.5, np.sqrt(4 * dose.numpy() ** 2 + 1)).logpdf(x.numpy()).sum()
+    assert fit(model, x, dose, max_iter=1).objective[0].item() == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_vague_latent_that_is_not_gaussian_is_refused(dtype):
+    def model(x, y):
+        b = pyro.param("b", torch.tensor(3.0, dtype=dtype))
+        with pyro.plate("rows", len(x)):
+            u = pyro.sample("u", dist.Normal(torch.zeros((), dtype=dtype), 1.0))
+            v = pyro.sample("v", dist.Normal(torch.zeros((), dtype=dtype), 1.0))
+            pyro.sample("x", dist.Normal(u, 0.01), obs=x)
+            pyro.sample("y", dist.Bernoulli(logits=b * v), obs=y)
+
+    x = normal(50, seed=6).to(dtype)
+    with pytest.raises(ValueError, match="the log-density is not quadratic in it"):
+        fit(model, x, (x > 0).to(dtype))
+
+
+def test_sites_with_scales_of_their_own_are_refused():
+    def model(x):
+        m = pyro.param("m", torch.tensor(0.0))
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.poutine.scale(scale=2.0):
+                pyro.sample("x", dist.Normal(m + z, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="'x' and the latent 'z' must share one"):
+        fit(model, normal(20, seed=7))

@@ -9,6 +9,7 @@ from scipy import stats
 from sklearn.datasets import load_digits, load_wine
 from sklearn.decomposition import FactorAnalysis as SklearnFactorAnalysis
 from statsmodels.multivariate.factor_rotation import rotate_factors
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_lvm as lvm
 from pyro_lvm.models import PPCA, FactorAnalysis, varimax
@@ -273,6 +274,26 @@ def test_no_rows_have_no_latents_and_no_entries_are_refused(model):
     assert fresh.observed_log_prob(nothing).tolist() == 5 * [0.0]
     with pytest.raises(ValueError, match="at least one entry that is not missing"):
         lvm.fit_em(fresh, nothing, missing=True, progress=False)
+
+
+def test_closed_form_in_single_precision_has_the_digits_of_the_data():
+    """One feature varies ten thousand times as much as the others."""
+    x = torch.tensor([1e4, 1.0, 1.0]) * torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
+    single, double = PPCA(1, 3).float().closed_form(x.float()), PPCA(1, 3).closed_form(x)
+    assert single.noise.item() == pytest.approx(double.noise.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_missing_entries_come_in_batches_of_a_loader_too(model):
+    x = holes(wine())
+    loader = DataLoader(TensorDataset(x), batch_size=60)
+    found, expected = (
+        lvm.fit_em(fresh, data, missing=True, max_iter=3, progress=False)
+        for fresh, data in ((model(2, 13).initialize(wine()), loader), (model(2, 13).initialize(wine()), x))
+    )
+    torch.testing.assert_close(found.objective, expected.objective)
+    with pytest.raises(ValueError, match="online EM takes no missing entries"):
+        lvm.fit_em(model(2, 13), x, missing=True, online=0.7, batch_size=30, progress=False)
 
 
 def test_closed_form_without_noise_is_refused():

@@ -12,6 +12,7 @@ import torch
 from scipy import stats
 from scipy.special import logsumexp
 from torch.distributions import constraints
+from torch.utils.data import DataLoader
 
 import pyro_lvm as lvm
 from pyro_lvm.models import HMM
@@ -571,6 +572,47 @@ def test_wrong_arguments_are_refused(arguments, error, message):
 def test_wrong_sequences_are_refused(data, error, message):
     with pytest.raises(error, match=message):
         HMM(2, Poisson(2)).log_prob(data)
+
+
+def test_sequences_of_whole_numbers_take_the_dtype_of_the_others():
+    model = HMM(2, Poisson(1))
+    whole, other = [[1.0], [2.0]], [[0.5], [1.5]]
+    for first in (torch.tensor(whole).long(), torch.tensor(whole)):
+        torch.testing.assert_close(model.as_data([first, torch.tensor(other)])[0], torch.tensor([whole, other]))
+
+
+def test_nan_behind_the_ends_of_sequences_does_not_count():
+    lengths = torch.tensor([5, 3])
+    x = torch.poisson(torch.full((2, 5, 1), 4.0))
+    padded = x.clone()
+    padded[1, 3:] = torch.nan
+    found, expected = (
+        lvm.fit_em(HMM(2, Poisson(1)), data, lengths, max_iter=3, progress=False) for data in (padded, x)
+    )
+    assert torch.equal(found.objective, expected.objective)
+    assert padded[1, 3:].isnan().all()
+    padded[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        lvm.fit_em(HMM(2, Poisson(1)), padded, lengths, progress=False)
+
+
+def test_nothing_comes_after_an_impossible_sequence():
+    model = HMM(2, Categorical(3))
+    model.probs = torch.tensor([[[0.5, 0.5, 0.0]], [[0.2, 0.8, 0.0]]])
+    with pytest.raises(ValueError, match="sequence 1 is impossible"):
+        model.forecast([torch.tensor([[0.0]]), torch.tensor([[2.0]])], num_steps=1)
+
+
+@pytest.mark.parametrize("lengths", [torch.tensor([True, True]), torch.tensor([1.0, 2.0]), torch.tensor([1]), [3, 9]])
+def test_wrong_lengths_are_refused(lengths):
+    with pytest.raises(ValueError, match="lengths: expected"):
+        HMM(2, Poisson(1)).log_prob(torch.ones(2, 3, 1), lengths)
+
+
+def test_batches_of_other_widths_are_refused():
+    loader = DataLoader([torch.ones(n, 1) for n in (2, 3, 4, 5)], batch_size=2, collate_fn=lambda b: (list(b),))
+    with pytest.raises(ValueError, match="rows of one shape"):
+        lvm.fit_em(HMM(2, Poisson(1)), loader, progress=False)
 
 
 def test_fewer_rows_than_states_make_no_start():

@@ -1,0 +1,41 @@
+"""The best of the parameters that a fit passes through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_lvm import randomness
+from pyro_lvm.data import MOST_ROWS, Data
+from pyro_lvm.elbo import Trace_ELBO
+from pyro_lvm.svi.objective import Objective
+
+_DRAWS = 200  # the same at all parameters, so that their ELBOs have most of their noise in common
+
+
+class Best:
+    """Keeps the parameters with the largest ELBO, on draws that take no part in the fit.
+
+    Args:
+        objective: Of the fit.
+        data: Of the fit, or a part of it.
+        num_rows: N.
+        seed: Of the draws.
+    """
+
+    def __init__(self, objective: Objective, data: Data, num_rows: int | None, seed: int) -> None:
+        self.objective, self.seed = objective.with_elbo(Trace_ELBO(_DRAWS)), seed + 1
+        count = data.num_rows
+        args = data.args if count is None or count <= MOST_ROWS else data.take(slice(0, MOST_ROWS))
+        self.batch: tuple[Any, ...] = args
+        self.num_rows = None if count is None else num_rows
+        self.loss, self.params = torch.inf, dict[str, Tensor]()
+
+    def see(self, params: dict[str, Tensor]) -> None:
+        """Keep these parameters if they are the best so far."""
+        with randomness.seeded(self.seed), self.objective.program.parameters.evaluating():
+            loss = self.objective.value(params, self.batch, self.num_rows)
+        if loss < self.loss:
+            self.loss, self.params = loss, {name: v.detach().clone() for name, v in params.items()}
