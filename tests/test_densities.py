@@ -190,6 +190,28 @@ def test_extremes_in_single_precision_are_torchs_in_double_precision(name):
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("rate", [0.01, 1.0, 30.0, 1e3, 1e5, 1e7])
+def test_poisson_densities_of_large_counts_keep_their_digits(rate, dtype):
+    x = torch.tensor(np.random.default_rng(0).poisson(rate, 50), dtype=dtype)
+    r = torch.tensor(rate, dtype=dtype)
+    with mpmath.workdps(40):
+        m = mpmath.mpf(r.item())
+        expected = [float(v * mpmath.log(m) - m - mpmath.loggamma(v + 1)) for v in map(mpmath.mpf, x.tolist())]
+    error = np.abs(log_prob(dist.Poisson(r), x).double().numpy() - expected)
+    terms = rate * max(1, np.log(rate)) if dtype is torch.float64 else 30 * max(rate, 1) ** 0.5
+    allowed = 1 + np.abs(expected) + terms
+    assert (error < 4 * torch.finfo(dtype).eps * allowed).all(), (error / allowed / torch.finfo(dtype).eps).max()
+
+
+def test_poisson_densities_have_the_distributions_own_slopes_in_single_precision():
+    x, gradients = torch.tensor([0.0, 2.0, 40.0, 30.0, 500.0]).float(), []
+    for density in (log_prob, lambda fn, x: fn.log_prob(x)):
+        rate = torch.tensor([0.5, 2.0, 10.0, 20.0, 300.0]).float().requires_grad_()
+        gradients.append(torch.autograd.grad(density(dist.Poisson(rate), x).sum(), rate)[0])
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("argument", ["probs", "logits"])
 def test_negative_binomials_have_the_distributions_own_slopes(argument):
     gradients, x = [], torch.tensor([0.0, 2.0, 40.0, 3.0, 500.0]).double()
