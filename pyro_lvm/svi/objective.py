@@ -37,7 +37,7 @@ class Objective:
 
     Args:
         model: A Pyro model.
-        guide: A callable, an AutoGuide, "mean_field", "full_rank", "low_rank", "map", or None.
+        guide: A callable, an AutoGuide, "mean_field", "full_rank", "low_rank", "flow", "map", or None.
         elbo: A ``pyro.infer.ELBO``, of :mod:`pyro_lvm.elbo` or Pyro's own; the ELBO, enumerated sites summed out, if
             None.
         plate: The name of the row plate, where it must be named.
