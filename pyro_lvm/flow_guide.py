@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from pyro_lvm.checks import check_choice
 from pyro_lvm.flows import Flow, FlowDistribution, as_flow
-from pyro_lvm.transforms import Autoregressive, Layer, Permutation, Spline, Transform
+from pyro_lvm.flows._orders import reversing
+from pyro_lvm.transforms import Autoregressive, Spline, Transform
 
 _START_SCALE = 0.1
 
@@ -111,8 +112,5 @@ class _Scaled(Transform):
 
 
 def _default_flow(num_features: int) -> Flow:
-    reverse = Permutation(range(num_features - 1, -1, -1))
-    layers: list[Layer] = []
-    for univariate in (None, Spline(), None, Spline()):
-        layers += [Autoregressive(num_features, univariate, hidden=(32, 32)), reverse]
-    return Flow(layers[:-1], num_features)
+    layers = [Autoregressive(num_features, univariate, hidden=(32, 32)) for univariate in (None, Spline()) * 2]
+    return Flow(reversing(layers, num_features), num_features)

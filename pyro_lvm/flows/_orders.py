@@ -10,7 +10,12 @@ from pyro_lvm.transforms import Coupling, Layer, Permutation, Univariate
 
 def alternating(make: Callable[[], Layer], count: int, num_features: int) -> list[Layer]:
     """New layers, with the features in reverse order between them."""
-    first, *others = (make() for _ in range(check_count("num_transforms", count)))
+    return reversing([make() for _ in range(check_count("num_transforms", count))], num_features)
+
+
+def reversing(layers: Sequence[Layer], num_features: int) -> list[Layer]:
+    """Layers, with the features in reverse order between them."""
+    first, *others = layers
     reverse = range(num_features - 1, -1, -1)
     return [first, *(part for layer in others for part in (Permutation(reverse), layer))]
 

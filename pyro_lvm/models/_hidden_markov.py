@@ -11,6 +11,7 @@ from torch.distributions import constraints
 
 from pyro_lvm.models._chains import LogProb
 from pyro_lvm.models._row_family import Family, log_densities
+from pyro_lvm.models._sequences import inside
 from pyro_lvm.models._steps import Params
 
 
@@ -64,11 +65,6 @@ class HiddenMarkov(TorchDistribution):
             ],
             -1,
         )
-
-
-def inside(lengths: Tensor, width: int) -> Tensor:
-    """Which places of padded sequences hold rows, `[N, T]`."""
-    return torch.arange(width, device=lengths.device) < lengths.unsqueeze(-1)
 
 
 def draw_states(first: Tensor, transition: Tensor, shape: torch.Size, length: int) -> Tensor:

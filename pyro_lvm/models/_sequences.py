@@ -10,6 +10,8 @@ from torch import Tensor
 
 from pyro_lvm.data import as_tensor
 
+_NO_LENGTHS = (torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def is_list_of_sequences(value: Any) -> bool:
     """Whether a data argument is a list of sequences, rather than one table or tensor."""
@@ -55,6 +57,30 @@ def one_table(sequence: Any, num_features: int, name: str) -> Tensor:
     if table.dim() != 2 or table.shape[1] != num_features:
         raise ValueError(f"{name}: expected shape [T, {num_features}], got {list(table.shape)}")
     return table
+
+
+def inside(lengths: Tensor, width: int) -> Tensor:
+    """Which places of padded sequences hold rows, `[N, T]`."""
+    return torch.arange(width, device=lengths.device) < lengths.unsqueeze(-1)
+
+
+def check_lengths(lengths: Any, num_sequences: int, width: int) -> Tensor:
+    """Return the lengths of padded sequences, `[N]`, or raise."""
+    if not isinstance(lengths, Tensor) or lengths.shape != (num_sequences,) or lengths.dtype in _NO_LENGTHS:
+        got = list(lengths.shape) if isinstance(lengths, Tensor) else lengths
+        raise ValueError(f"lengths: expected {num_sequences} whole numbers, one for each sequence, got {got}")
+    if not ((lengths >= 1) & (lengths <= width)).all():
+        raise ValueError(f"lengths: expected numbers from 1 to {width}, got {lengths.tolist()}")
+    return lengths
+
+
+def without_nan_behind(x: Any, lengths: Any) -> Any:
+    """Sequences `[N, T, D]` with zeros instead of NaN behind their ends."""
+    lengths = as_tensor(lengths)
+    if not (isinstance(x, Tensor) and isinstance(lengths, Tensor) and x.dim() == 3 and lengths.shape == x.shape[:1]):
+        return x
+    behind = ~inside(lengths, x.shape[1]).unsqueeze(-1)
+    return x.masked_fill(behind & x.isnan(), 0.0) if x.is_floating_point() and x.isnan().any() else x
 
 
 def stretches(lengths: Tensor, size: int) -> Tensor:

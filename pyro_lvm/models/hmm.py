@@ -19,16 +19,24 @@ from pyro_lvm.data import as_tensor
 from pyro_lvm.models._base import check_rows
 from pyro_lvm.models._chains import Smoothed, most_probable
 from pyro_lvm.models._family_module import FamilyModule
-from pyro_lvm.models._hidden_markov import HiddenMarkov, draw_states, inside
+from pyro_lvm.models._hidden_markov import HiddenMarkov, draw_states
 from pyro_lvm.models._mixture_base import clusters
 from pyro_lvm.models._row_family import Family
-from pyro_lvm.models._sequences import is_list_of_sequences, mean_and_spread, one_table, pad, stretches
+from pyro_lvm.models._sequences import (
+    check_lengths,
+    inside,
+    is_list_of_sequences,
+    mean_and_spread,
+    one_table,
+    pad,
+    stretches,
+    without_nan_behind,
+)
 from pyro_lvm.models.hmm_em import HMMSteps, Rows
 
 __all__ = ["HMM"]
 
 _TAKEN = ("rows", "initial", "transition", "lengths")
-_NO_LENGTHS = (torch.bool, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _STRETCHES = (1, 8, 32)  # rows that are looked at together, to find a start
 
 
@@ -105,7 +113,7 @@ class HMM(FamilyModule):
             raise ValueError("lengths: expected only with padded sequences, for those of a list are known")
         if any(not torch.equal(lengths, found[0]) for lengths in found):
             raise ValueError(f"{', '.join(self.families)}: expected sequences of the same lengths")
-        padded = [_without_nan_behind(x, data[-1]) if len(data) > len(parts) else x for x, _ in parts]
+        padded = [without_nan_behind(x, data[-1]) if len(data) > len(parts) else x for x, _ in parts]
         return (*padded, *(found[:1] or data[len(parts) :]))
 
     def _padded(self, part: str, given: Any) -> tuple[Any, Tensor | None]:
@@ -330,7 +338,7 @@ class HMM(FamilyModule):
             if x.shape[:2] != data[0].shape[:2]:
                 raise ValueError(f"{part}: expected {list(data[0].shape[:2])} rows, got {list(x.shape[:2])}")
         N, T = data[0].shape[:2]
-        lengths = self._lengths(as_tensor(data[-1]), N, T) if len(data) > len(names) else torch.full((N,), T)
+        lengths = check_lengths(as_tensor(data[-1]), N, T) if len(data) > len(names) else torch.full((N,), T)
         lengths = lengths.to(data[0].device)
         there = inside(lengths, T)
         dtype = self.initial.dtype
@@ -338,24 +346,6 @@ class HMM(FamilyModule):
             part: check_rows(part, x[there], self.families[part].num_features, dtype)
             for part, x in zip(names, data, strict=False)
         }, lengths
-
-    @staticmethod
-    def _lengths(lengths: Any, N: int, T: int) -> Tensor:
-        if not isinstance(lengths, Tensor) or lengths.shape != (N,) or lengths.dtype in _NO_LENGTHS:
-            got = list(lengths.shape) if isinstance(lengths, Tensor) else lengths
-            raise ValueError(f"lengths: expected {N} whole numbers, one for each sequence, got {got}")
-        if not ((lengths >= 1) & (lengths <= T)).all():
-            raise ValueError(f"lengths: expected numbers from 1 to {T}, got {lengths.tolist()}")
-        return lengths
-
-
-def _without_nan_behind(x: Any, lengths: Any) -> Any:
-    """Sequences `[N, T, D]` with zeros instead of NaN behind their ends."""
-    lengths = as_tensor(lengths)
-    if not (isinstance(x, Tensor) and isinstance(lengths, Tensor) and x.dim() == 3 and lengths.shape == x.shape[:1]):
-        return x
-    behind = ~inside(lengths, x.shape[1]).unsqueeze(-1)
-    return x.masked_fill(behind & x.isnan(), 0.0) if x.is_floating_point() and x.isnan().any() else x
 
 
 def _by_time(labels: NDArray, times: NDArray, num_states: int) -> NDArray:

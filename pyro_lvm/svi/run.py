@@ -94,6 +94,8 @@ class Run:
                 self.step += len(taken)
                 self._losses[first : self.step] = taken
                 self.compiled = self.loop.compiled
+                if self.best is not None:
+                    self.best.see(self.loop.params)
                 if self.step == stop:
                     self.finished = self._between_blocks() or stop == self.num_steps
                 self.seconds += time.perf_counter() - began
@@ -104,8 +106,6 @@ class Run:
                     self._save()
         if self.step:
             self.loop.finish(self.step)
-        if self.best is not None:
-            self.best.see(self.loop.params)
 
     def _next_stop(self) -> int:
         """Where something comes between two steps; a compiled loop is not interrupted for nothing."""
@@ -115,8 +115,6 @@ class Run:
 
     def _between_blocks(self) -> bool:
         """Validate, ask the callbacks; whether one of them stops the fit."""
-        if self.best is not None:
-            self.best.see(self.loop.params)
         if self.held_out is None and not self.callbacks:
             return False
         program = self.objective.program
