@@ -47,5 +47,16 @@ class LinearTransform(Transform):
         return rows.mT.unflatten(-1, x.shape[-2:]) if self.images else rows.squeeze(-2)
 
     def _log_det(self, x: Tensor) -> Tensor:
-        num_pixels = x.shape[-2] * x.shape[-1] if self.images else 1
-        return (num_pixels * self.log_diagonal.sum(-1)).expand(x.shape[: -self.domain.event_dim])
+        return diagonal_log_det(self.log_diagonal, x, self.images)
+
+
+def diagonal_log_det(log_diagonal: Tensor, x: Tensor, images: bool) -> Tensor:
+    """The log-determinant of a map, `[*]`.
+
+    Args:
+        log_diagonal: Of the matrix that acts on a vector, or on each pixel, `[*, D]`.
+        x: What is mapped, for its shape.
+        images: Whether it is images.
+    """
+    num_pixels = x.shape[-2] * x.shape[-1] if images else 1
+    return (num_pixels * log_diagonal.sum(-1)).expand(x.shape[: -3 if images else -1])

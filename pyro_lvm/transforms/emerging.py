@@ -10,6 +10,7 @@ from torch.nn.functional import conv2d
 
 from pyro_lvm.checks import check_count
 from pyro_lvm.transforms._base import Transform
+from pyro_lvm.transforms._linear import diagonal_log_det
 from pyro_lvm.transforms._parametric import ParametricLayer
 
 __all__ = ["EmergingConv"]
@@ -36,7 +37,7 @@ class _Emerging(Transform):
         return x, -self._log_det(x)
 
     def _log_det(self, x: Tensor) -> Tensor:
-        return (x.shape[-2] * x.shape[-1] * self.log_diagonal.sum(-1)).expand(x.shape[:-3])
+        return diagonal_log_det(self.log_diagonal, x, images=True)
 
 
 def _triangular(weight: Tensor, log_diagonal: Tensor) -> Tensor:
