@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def check_count(name: str, value: Any) -> int:
@@ -36,6 +37,18 @@ def check_positive(name: str, value: float) -> float:
     if not 0 < value < math.inf:
         raise ValueError(f"{name}: expected a positive number, got {value!r}")
     return float(value)
+
+
+def check_order(order: Sequence[int], num_features: int) -> Tensor:
+    """A permutation of features as a tensor.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    found = torch.as_tensor(order)
+    if sorted(found.tolist()) != list(range(num_features)):
+        raise ValueError(f"order: expected the numbers from 0 to {num_features - 1}, each once, got {order}")
+    return found
 
 
 def check_seed(seed: Any) -> int:

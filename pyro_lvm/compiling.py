@@ -204,6 +204,11 @@ def check_support() -> None:
         raise NotCompilable(f"the C++ compiler {compiler!r} was not found: install g++ or clang, or name one by CXX")
 
 
+def is_mapped() -> bool:
+    """Whether `torch.func` runs what calls this: a tensor may then be many, which no other can be written over with."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 @contextmanager
 def as_if_compiling() -> Iterator[None]:
     """Optimizers of torch keep their counters tensors, and take a learning rate that is a tensor."""

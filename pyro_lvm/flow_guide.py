@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_lvm.checks import check_choice
 from pyro_lvm.flows import Flow, FlowDistribution, as_flow
-from pyro_lvm.flows._orders import reversing
+from pyro_lvm.flows._orders import alternating
 from pyro_lvm.transforms import Autoregressive, Spline, Transform
 
 _START_SCALE = 0.1
@@ -112,5 +112,8 @@ class _Scaled(Transform):
 
 
 def _default_flow(num_features: int) -> Flow:
-    layers = [Autoregressive(num_features, univariate, hidden=(32, 32)) for univariate in (None, Spline()) * 2]
-    return Flow(reversing(layers, num_features), num_features)
+    functions = iter((None, Spline()) * 2)
+    layers = alternating(
+        lambda order: Autoregressive(num_features, next(functions), hidden=(32, 32), order=order), 4, num_features
+    )
+    return Flow(layers, num_features)

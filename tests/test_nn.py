@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_lvm.nn import MLP
+from pyro_lvm.nn import MLP, MaskedMLP
 
 
 @pytest.mark.parametrize("hidden", [(), (7,), (7, 5, 3)])
@@ -41,3 +41,42 @@ def test_mlp_follows_its_dtype():
 def test_mlp_refuses_wrong_arguments(args, error, message):
     with pytest.raises(error, match=message):
         MLP(*args)
+
+
+@pytest.mark.parametrize("order", [None, [2, 0, 3, 1]])
+@pytest.mark.parametrize("hidden, residual", [((), False), ((9, 6), False), ((8, 8), True)])
+def test_masked_outputs_see_the_features_before_them(hidden, residual, order):
+    torch.manual_seed(0)
+    net = MaskedMLP(4, hidden, 2, residual=residual, order=order, activation=nn.Tanh)
+    J = torch.autograd.functional.jacobian(net, torch.randn(4))  # [D, P, D]
+    places = torch.tensor([0, 1, 2, 3] if order is None else order).argsort()
+    sees = places.unsqueeze(-1) > places
+    assert torch.equal((J != 0).all(1), sees)
+    assert torch.equal((J != 0).any(1), sees)
+
+
+def test_features_found_by_degree_are_those_of_their_outputs():
+    """With a general activation, which a gradient must see; with a context; with and without gradients."""
+    torch.manual_seed(0)
+    net = MaskedMLP(4, (9, 6), 2, context=3, order=[2, 0, 3, 1], activation=nn.GELU)
+    noise, context = torch.randn(7, 4), torch.randn(7, 3)
+
+    def feature(column, outputs):
+        return column + outputs[0] * outputs[1]
+
+    x = net.by_degree(feature, noise, context)
+    with torch.no_grad():
+        torch.testing.assert_close(net.by_degree(feature, noise, context), x)
+    outputs = net(x, context)
+    torch.testing.assert_close(x, noise + outputs[..., 0] * outputs[..., 1])
+
+
+@pytest.mark.parametrize("order", [[0, 1], [0, 1, 1], [1, 2, 3], [0, 1, 2, 3]])
+def test_masked_mlp_refuses_what_is_no_order(order):
+    with pytest.raises(ValueError, match="order: expected the numbers from 0 to 2, each once"):
+        MaskedMLP(3, (4,), 1, order=order)
+
+
+def test_masked_mlp_refuses_residuals_of_different_widths():
+    with pytest.raises(ValueError, match="hidden: expected layers of one width"):
+        MaskedMLP(3, (4, 5), 1, residual=True)

@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pyro_lvm.checks import check_count
-from pyro_lvm.transforms import Coupling, Layer, Permutation, Univariate
+from pyro_lvm.transforms import Coupling, Layer, Univariate
 
 
-def alternating(make: Callable[[], Layer], count: int, num_features: int) -> list[Layer]:
-    """New layers, with the features in reverse order between them."""
-    return reversing([make() for _ in range(check_count("num_transforms", count))], num_features)
-
-
-def reversing(layers: Sequence[Layer], num_features: int) -> list[Layer]:
-    """Layers, with the features in reverse order between them."""
-    first, *others = layers
-    reverse = range(num_features - 1, -1, -1)
-    return [first, *(part for layer in others for part in (Permutation(reverse), layer))]
+def alternating(make: Callable[[range], Layer], count: int, num_features: int) -> list[Layer]:
+    """New layers, made for the features in their own order and in reverse in turn."""
+    D = check_count("num_features", num_features)
+    orders = (range(D), range(D - 1, -1, -1))
+    return [make(orders[i % 2]) for i in range(check_count("num_transforms", count))]
 
 
 def couplings(

@@ -46,8 +46,8 @@ class MAF(Flow):
         context: int = 0,
         residual: bool = False,
     ) -> None:
-        def layer() -> Layer:
-            return Inverse(Autoregressive(num_features, hidden=hidden, context=context, residual=residual))
+        def layer(order: range) -> Layer:
+            return Inverse(Autoregressive(num_features, hidden=hidden, context=context, residual=residual, order=order))
 
         super().__init__(alternating(layer, num_transforms, num_features), num_features)
 
@@ -87,7 +87,7 @@ class IAF(Flow):
         context: int = 0,
         residual: bool = False,
     ) -> None:
-        def layer() -> Layer:
-            return Autoregressive(num_features, hidden=hidden, context=context, residual=residual)
+        def layer(order: range) -> Layer:
+            return Autoregressive(num_features, hidden=hidden, context=context, residual=residual, order=order)
 
         super().__init__(alternating(layer, num_transforms, num_features), num_features)

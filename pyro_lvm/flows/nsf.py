@@ -53,6 +53,8 @@ class NSF(Flow):
             layers = couplings(num_features, num_transforms, spline, hidden, context)
         else:
             layers = alternating(
-                lambda: Inverse(Autoregressive(num_features, spline, hidden, context)), num_transforms, num_features
+                lambda order: Inverse(Autoregressive(num_features, spline, hidden, context, order=order)),
+                num_transforms,
+                num_features,
             )
         super().__init__(layers, num_features)

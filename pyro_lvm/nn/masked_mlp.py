@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from functools import partial
+from itertools import accumulate, pairwise
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from pyro_lvm.checks import check_order
+from pyro_lvm.compiling import is_mapped
+from pyro_lvm.nn._by_degree import Groups, InPlace, Joined
 from pyro_lvm.nn.mlp import check_size, check_widths, make_activation
 
 __all__ = ["MaskedMLP"]
@@ -31,11 +34,13 @@ class MaskedMLP(nn.Module):
         num_outputs: Numbers for each feature, :math:`P`.
         context: Size :math:`C` of the last dimension of the context `[*, C]`; 0 for none.
         residual: Whether the hidden layers, which then have one width, are each added to the one before.
+        order: The numbers of the features in the order in which they see one another. None for their own.
         activation: Called without arguments for each hidden layer, it returns a module that acts on each number alone.
 
     Raises:
         TypeError: If a size is not an integer, or `activation` does not return a module.
-        ValueError: If a size is not positive, or hidden layers to be added have different widths.
+        ValueError: If a size is not positive, hidden layers to be added have different widths, or `order` is no
+            permutation.
 
     References:
         M. Germain, K. Gregor, I. Murray and H. Larochelle, "MADE: Masked autoencoder for distribution estimation"
@@ -61,6 +66,7 @@ class MaskedMLP(nn.Module):
         num_outputs: int,
         context: int = 0,
         residual: bool = False,
+        order: Sequence[int] | None = None,
         activation: Callable[[], nn.Module] = nn.ReLU,
     ) -> None:
         super().__init__()
@@ -70,17 +76,19 @@ class MaskedMLP(nn.Module):
         self.residual = residual
         if residual and len(set(widths)) > 1:
             raise ValueError(f"hidden: expected layers of one width, for they are added, got {widths}")
+        self.order = list(range(D)) if order is None else check_order(order, D).tolist()
+        places = torch.tensor(self.order).argsort()
+        self.register_buffer("places", places, persistent=False)
         lowest = min(D - 1, 0 if context else 1)
         spread = [[lowest + unit * (D - lowest) // width for unit in range(width)] for width in widths]
-        degrees = [list(range(1, D + 1)), *spread]
-        self._known = [[bisect_right(layer, num_known) for layer in degrees] for num_known in range(D)]
+        self._counts = [[units.count(degree) for degree in range(D)] for units in spread]
         sizes = [D, *widths, D * P]
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
         self.activations = nn.ModuleList(make_activation(activation) for _ in widths)
         self.context = nn.ModuleList(nn.Linear(context, size, bias=False) for size in sizes[1:]) if context else None
-        of_outputs = [num_before for num_before in range(D) for _ in range(P)]
-        for i, (before, after) in enumerate(pairwise([*degrees, of_outputs])):
-            mask = torch.tensor(after).unsqueeze(-1) >= torch.tensor(before)
+        degrees = [places + 1, *map(torch.tensor, spread), places.repeat(P)]
+        for i, (before, after) in enumerate(pairwise(degrees)):
+            mask = after.unsqueeze(-1) >= before
             self.register_buffer(f"mask_{i}", mask.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -98,41 +106,48 @@ class MaskedMLP(nn.Module):
             if i < len(self.activations):
                 new = self.activations[i](new)
                 h = h + new if self.residual and i else new
-        return new.unflatten(-1, (self.num_features, self.num_outputs))
+        return new.unflatten(-1, (self.num_outputs, self.num_features)).mT
 
-    def by_degree(self, feature: Callable[[int, Tensor], Tensor], context: Tensor | None = None) -> Tensor:
-        """Features of which each is a function of its outputs, `[B, D]`.
+    def by_degree(
+        self, feature: Callable[[Tensor, Tensor], Tensor], x: Tensor, context: Tensor | None = None
+    ) -> Tensor:
+        """Features of which each is a function of a given number and of its outputs, `[B, D]`.
 
         Args:
-            feature: Called with the number of a feature and its outputs, `[P, B]` or `[P, 1]`, it returns the feature,
-                `[B]`.
+            feature: Called with a column of `x`, `[B]`, and the outputs of that feature, `[P, B]`, it returns the
+                feature, `[B]`.
+            x: The given numbers, `[B, D]`.
             context: Context, `[B, C]`.
         """
-        P, known = self.num_outputs, self._known
-        shifts = None if self.context is None else [layer(context).mT for layer in self.context]
-        columns: list[Tensor | None] = [None] * len(self.layers)
-        for i in range(self.num_features):
+        maps, columns, known = self._maps(x, context), x.mT.unbind(0), []
+        for degree, i in enumerate(self.order):
+            units: Tensor | None = None
             for j, activation in enumerate(self.activations):
-                units = slice(known[i - 1][j + 1] if i else 0, known[i][j + 1])
-                if units.start < units.stop:
-                    new = activation(self._block(j, units, columns[j], shifts))
-                    if self.residual and j:
-                        new = new + cast("Tensor", columns[j])[units]
-                    columns[j + 1] = _joined(columns[j + 1], new)
-            outputs = self._block(-1, slice(i * P, (i + 1) * P), columns[-1], shifts)
-            columns[0] = _joined(columns[0], feature(i, outputs).unsqueeze(0))
-        return cast("Tensor", columns[0]).mT
+                if self._counts[j][degree]:
+                    new = activation(maps[j].outputs(degree))
+                    units = new if units is None or not self.residual else units + new
+                    maps[j + 1].add(degree, units)
+            known.append(feature(columns[i], maps[-1].outputs(i)))
+            maps[0].add(degree, known[-1].unsqueeze(0))
+        return torch.stack(known, -1).index_select(-1, cast("Tensor", self.places))
+
+    def _maps(self, x: Tensor, context: Tensor | None) -> list[Joined | InPlace]:
+        """The linear maps of the layers, with inputs and outputs in groups by degree, the last outputs by feature."""
+        linears, pure = self._linears(), torch.is_grad_enabled() or torch.compiler.is_compiling() or is_mapped()
+        weights = [linears[0].weight[:, self.order], *(layer.weight for layer in linears[1:])]
+        shifts = [layer.bias.unsqueeze(-1).expand(-1, len(x)) for layer in linears]
+        if self.context is not None:
+            shifts = [shift + layer(context).mT for shift, layer in zip(shifts, self.context, strict=True)]
+        inputs = [[1] * self.num_features, *self._counts]
+        outputs: list[Groups] = [partial(torch.split, split_size_or_sections=counts) for counts in self._counts]
+        outputs.append(lambda rows: rows.unflatten(0, (self.num_outputs, self.num_features)).unbind(1))
+        first = [*([0, *accumulate(counts[:-1])] for counts in self._counts), [0] * self.num_features]
+        return [
+            Joined(weight, shift, groups)
+            if pure or (groups is outputs[-1] and len(weight) > weight.shape[1])
+            else InPlace(weight, shift.clone(), groups, counts, start)
+            for weight, shift, groups, counts, start in zip(weights, shifts, outputs, inputs, first, strict=True)
+        ]
 
     def _linears(self) -> list[nn.Linear]:
         return cast("list[nn.Linear]", list(self.layers))
-
-    def _block(self, layer: int, units: slice, below: Tensor | None, shifts: list[Tensor] | None) -> Tensor:
-        """Some units of a layer before their activation, from the units below that are known, `[U, B]` or `[U, 1]`."""
-        full = self._linears()[layer]
-        weight, bias = full.weight[units], full.bias[units].unsqueeze(-1)
-        shift = bias if shifts is None else bias + shifts[layer][units]
-        return shift if below is None else torch.addmm(shift, weight[:, : len(below)], below)
-
-
-def _joined(columns: Tensor | None, new: Tensor) -> Tensor:
-    return new if columns is None else torch.cat([columns, new])

@@ -29,15 +29,14 @@ class _Autoregressive(Transform):
         if context is not None:
             batch = torch.broadcast_shapes(batch, context.shape[:-1])
             context = context.expand(*batch, -1).reshape(-1, context.shape[-1])
-        columns = y.expand(*batch, D).reshape(-1, D).mT
         log_slopes = []
 
-        def feature(i: int, params: Tensor) -> Tensor:
-            x, log_slope = self.univariate.inverse(columns[i], params.mT.expand(columns.shape[1], -1))
+        def feature(column: Tensor, params: Tensor) -> Tensor:
+            x, log_slope = self.univariate.inverse(column, params.mT)
             log_slopes.append(log_slope)
             return x
 
-        x = self.network.by_degree(feature, context)
+        x = self.network.by_degree(feature, y.expand(*batch, D).reshape(-1, D), context)
         return x.reshape(*batch, D), torch.stack(log_slopes).sum(0).reshape(batch)
 
 
@@ -57,10 +56,11 @@ class Autoregressive(Layer):
         hidden: Widths of the network's hidden layers.
         context: Size :math:`C` of the context `[*, C]`, which the network sees; 0 for none.
         residual: Whether the network adds each hidden layer to the one before.
+        order: The numbers of the features in the order in which they see one another. None for their own.
 
     Raises:
         TypeError: If a size is not an integer, or `univariate` no function of one number.
-        ValueError: If a size is not positive.
+        ValueError: If a size is not positive, or `order` is no permutation.
 
     References:
         D. P. Kingma et al., "Improved variational inference with inverse autoregressive flow" (2016).
@@ -82,10 +82,11 @@ class Autoregressive(Layer):
         hidden: Sequence[int] = (64, 64),
         context: int = 0,
         residual: bool = False,
+        order: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.context, self.univariate = context, check_univariate(univariate)
-        self.network = MaskedMLP(num_features, hidden, self.univariate.num_params, context, residual)
+        self.network = MaskedMLP(num_features, hidden, self.univariate.num_params, context, residual, order)
         near_zero(self.network.layers[-1])
 
     def transform(self, context: Tensor | None) -> Transform:

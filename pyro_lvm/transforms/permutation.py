@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from pyro_lvm.checks import check_order
 from pyro_lvm.transforms._base import Layer, Transform
 
 __all__ = ["Permutation"]
@@ -51,11 +51,3 @@ class Permutation(Layer):
     def transform(self, context: Tensor | None) -> Transform:
         """See :class:`Layer`."""
         return _Permutation(self.order, self.back)
-
-
-def check_order(order: Sequence[int], num_features: int) -> Tensor:
-    """A permutation of the features as a tensor, or an error."""
-    found = torch.as_tensor(order)
-    if sorted(found.tolist()) != list(range(num_features)):
-        raise ValueError(f"order: expected the numbers from 0 to {num_features - 1}, each once, got {order}")
-    return found

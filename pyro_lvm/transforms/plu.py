@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_lvm.checks import check_count
+from pyro_lvm.checks import check_count, check_order
 from pyro_lvm.transforms._base import Transform
 from pyro_lvm.transforms._linear import LinearTransform
 from pyro_lvm.transforms._matrices import apply, solve
 from pyro_lvm.transforms._parametric import ParametricLayer
-from pyro_lvm.transforms.permutation import check_order
 
 __all__ = ["Conv1x1", "PLULinear"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 __all__ = ["Affine", "Shift", "Univariate"]
 
-_MOST_LOG_SCALE = 5.0
+_MOST_LOG_SCALE = torch.tensor(5.0)  # numbers of Python would be converted at each use
 
 
 class Univariate(ABC):
@@ -69,7 +69,7 @@ class Shift(Univariate):
 
 
 class Affine(Univariate):
-    r"""A shift and a scale: :math:`y = e^{s} x + p_0`, with :math:`s = 5 \tanh(p_1 / 5)`, lest it overflow.
+    r"""A shift and a scale: :math:`y = e^{s} x + p_0`, with :math:`s = p_1 / (1 + |p_1| / 5)`, lest it overflow.
 
     Example:
         >>> import torch
@@ -88,7 +88,8 @@ class Affine(Univariate):
     def inverse(self, y: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Univariate`."""
         loc, log_scale = self._parts(params)
-        return (y - loc) * (-log_scale).exp(), -log_scale
+        log_slope = -log_scale
+        return (y - loc) * log_slope.exp(), log_slope
 
     @staticmethod
     def _parts(params: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,4 +106,4 @@ def check_univariate(given: Univariate | None) -> Univariate:
 
 def soft_clamp(raw: Tensor) -> Tensor:
     """A logarithm of a scale from any real number: about the same near zero, and never far from it."""
-    return _MOST_LOG_SCALE * (raw / _MOST_LOG_SCALE).tanh()
+    return _MOST_LOG_SCALE * raw / (_MOST_LOG_SCALE + raw.abs())

@@ -78,6 +78,7 @@ LAYERS = {
     "sylvester-square": Case(partial(Sylvester, 4), (4,)),
     **{f"autoregressive-{n}": Case(partial(Autoregressive, 5, u, hidden=(7, 6))) for n, u in UNIVARIATES.items()},
     "autoregressive-residual": Case(partial(Autoregressive, 5, hidden=(8, 8, 8), residual=True)),
+    "autoregressive-ordered": Case(partial(Autoregressive, 5, hidden=(7, 7), residual=True, order=[2, 0, 1, 4, 3])),
     "autoregressive-linear": Case(partial(Autoregressive, 5, hidden=())),
     "autoregressive-narrow": Case(partial(Autoregressive, 5, hidden=(2, 3))),
     "autoregressive-1": Case(partial(Autoregressive, 1), (1,)),

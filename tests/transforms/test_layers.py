@@ -126,6 +126,36 @@ def test_batch_shapes_are_free(name, context):
             torch.testing.assert_close(one.inverse_and_log_det(y[i, j])[0], x[i, j])
 
 
+@every_layer_and_context
+def test_without_gradients_all_is_the_same(name, context):
+    """Inverses that go by degree write their units in place then, under `vmap` too."""
+    case = LAYERS[name]
+    layer, c, x = case.layer(context), contexts(context, 4), points(case.shape, 4)
+    y = layer(c)(x).detach()
+    expected = layer(c).inverse_and_log_det(y)
+    with torch.no_grad():
+        found = layer(c).inverse_and_log_det(y)
+        if context:
+            mapped = vmap(lambda y, c: layer(c).inverse_and_log_det(y))(y, c)
+        else:
+            mapped = vmap(layer().inverse_and_log_det)(y)
+        values = {f"layer.{n}": torch.stack([p, p + 0.1]) for n, p in layer.named_parameters()}
+        many = vmap(lambda v: functional_call(_Back(layer), v, (y, c)))(values)[0] if values else found[0]
+    for a, b, e in zip(found, mapped, expected, strict=True):
+        torch.testing.assert_close(a, e)
+        torch.testing.assert_close(b, e)
+    torch.testing.assert_close(many, expected[0])
+
+
+class _Back(torch.nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, y, context):
+        return self.layer(context).inverse_and_log_det(y)[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n, case in LAYERS.items() if case.takes_context])
 def test_one_point_at_many_contexts(name):
