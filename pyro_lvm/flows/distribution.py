@@ -29,7 +29,7 @@ class FlowDistribution(TorchDistribution):
     def __init__(self, base: Distribution, transform: Transform) -> None:
         self.base_dist, self.transform = base, transform
         shape = transform.forward_shape(base.event_shape)
-        self._last: tuple[Tensor, int, Tensor] | None = None
+        self._last: tuple[Tensor, int, Tensor, bool] | None = None
         super().__init__(base.batch_shape, shape, validate_args=False)
 
     @property
@@ -40,8 +40,7 @@ class FlowDistribution(TorchDistribution):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws with gradients, `[*sample_shape, *batch, *event]`."""
         draw, log_prob = self.rsample_and_log_prob(sample_shape)
-        if torch.is_grad_enabled():  # a draw made without is one at which the density moves with the parameters
-            self._last = draw, draw._version, log_prob
+        self._last = draw, draw._version, log_prob, torch.is_grad_enabled()
         return draw
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -57,8 +56,11 @@ class FlowDistribution(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-densities in nats, `[*]`; of the draw that was just made, without going back to the base."""
-        if self._last is not None and value is self._last[0] and value._version == self._last[1]:
-            return self._last[2]
+        if self._last is not None:
+            draw, version, log_prob, with_gradients = self._last
+            # at a draw that was made without gradients, the density has some all the same
+            if value is draw and value._version == version and (with_gradients or not torch.is_grad_enabled()):
+                return log_prob
         x, log_det = self.transform.inverse_and_log_det(value)
         return self.base_dist.log_prob(x) + log_det
 

@@ -39,3 +39,11 @@ class Best:
             loss = self.objective.value(params, self.batch, self.num_rows)
         if loss < self.loss:
             self.loss, self.params = loss, {name: v.detach().clone() for name, v in params.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been seen."""
+        return {"loss": self.loss, "params": self.params}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken."""
+        self.loss, self.params = state["loss"], state["params"]

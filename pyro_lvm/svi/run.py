@@ -21,7 +21,7 @@ from pyro_lvm.svi.result import SVIResult
 from pyro_lvm.svi.stopping import FitState
 
 _LONG_BLOCK = 1_000
-STATE = ("loop", "losses", "validation", "seconds", "finished")  # what a checkpoint holds
+STATE = ("loop", "losses", "validation", "seconds", "finished", "best")  # what a checkpoint holds
 
 
 class Run:
@@ -77,7 +77,7 @@ class Run:
         )
 
     def _take_steps(self, progress: bool) -> None:
-        if self.best is not None and self.step == 0:
+        if self.best is not None:
             self.best.see(self.loop.params)
         if self.kept is not None and self.kept.state is not None:
             self._resume(self.kept.state)
@@ -137,6 +137,7 @@ class Run:
                 "validation": self.validation,
                 "seconds": self.seconds,
                 "finished": self.finished,
+                "best": None if self.best is None else self.best.state_dict(),
             }
         )
 
@@ -144,6 +145,8 @@ class Run:
         self.loop.load_state_dict(state["loop"])
         self.step, self.validation = len(state["losses"]), state["validation"]
         self._losses[: self.step] = state["losses"]
+        if self.best is not None:
+            self.best.load_state_dict(state["best"])
         self.seconds, self.finished, self.compiled = state["seconds"], state["finished"], state["loop"]["compiled"]
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 __all__ = ["Affine", "Shift", "Univariate"]
 
-_MOST_LOG_SCALE = torch.tensor(5.0)  # numbers of Python would be converted at each use
+_MOST_LOG_SCALE = 8.0
+_ONE, _CURVE = torch.tensor(1.0), torch.tensor(_MOST_LOG_SCALE**-2)  # numbers of Python are converted at each use
 
 
 class Univariate(ABC):
@@ -69,7 +70,7 @@ class Shift(Univariate):
 
 
 class Affine(Univariate):
-    r"""A shift and a scale: :math:`y = e^{s} x + p_0`, with :math:`s = p_1 / (1 + |p_1| / 5)`, lest it overflow.
+    r"""A shift and a scale: :math:`y = e^{s} x + p_0`, with :math:`s = p_1 / \sqrt{1 + (p_1 / 8)^2}`, lest it overflow.
 
     Example:
         >>> import torch
@@ -106,4 +107,4 @@ def check_univariate(given: Univariate | None) -> Univariate:
 
 def soft_clamp(raw: Tensor) -> Tensor:
     """A logarithm of a scale from any real number: about the same near zero, and never far from it."""
-    return _MOST_LOG_SCALE * raw / (_MOST_LOG_SCALE + raw.abs())
+    return raw * (_ONE + _CURVE * raw.square()).rsqrt()

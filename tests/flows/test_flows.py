@@ -1,5 +1,7 @@
 """What holds for every flow."""
 
+import math
+
 import pyro
 import pytest
 import torch
@@ -80,6 +82,22 @@ def test_gradients_through_a_draw_are_those_of_its_density(name):
         gradients.append([torch.zeros_like(p) if p.grad is None else p.grad for p in flow.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_densities_of_draws_do_not_pass_through_their_rounding():
+    """Draws from very near one point are that point, from which no way leads back to all."""
+    torch.manual_seed(0)
+    flow = Flow([ActNorm(2)], 2)
+    with torch.no_grad():
+        flow.stack.layers[0].loc.fill_(3.0)
+        flow.stack.layers[0].log_scale.fill_(-20.0)
+    for context in (torch.no_grad(), torch.enable_grad()):
+        with context:
+            density = flow()
+            log_prob = density.log_prob(density.rsample((50,)))
+        squares = 2 * (40 - math.log(2 * math.pi) - log_prob)  # chi squared with two degrees of freedom
+        assert (squares > -1e-4).all()
+        assert abs(squares.mean().item() - 2) < 4 * 2 / 50**0.5
 
 
 def test_linear_flows_are_normal():

@@ -143,6 +143,30 @@ def test_a_fit_goes_on_from_a_checkpoint(tmp_path):
         torch.testing.assert_close(again.params[name], value, rtol=0, atol=0)
 
 
+def test_the_best_parameters_before_a_checkpoint_are_not_lost(tmp_path):
+    """After it, the steps are so long that all is worse."""
+
+    def bolt(optimizer):
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 if step < 20 else 300.0)
+
+    def fit(stop=(), path=None):
+        torch.manual_seed(0)
+        options = {"num_steps": 60, "every": 20, "scheduler": bolt, "progress": False}
+        return lvm.fit(regression, FlowGuide(regression, small), Y, callbacks=stop, checkpoint=path, **options)
+
+    def abort(state):
+        if state.step == 40:
+            raise KeyboardInterrupt
+
+    whole = fit()
+    assert -whole.losses[-10:].mean() < -whole.losses[10:20].mean() - 5
+    with pytest.raises(KeyboardInterrupt):
+        fit([abort], tmp_path / "fit.pt")
+    again = fit(path=tmp_path / "fit.pt")
+    for name, value in whole.params.items():
+        torch.testing.assert_close(again.params[name], value, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     "flow, base, error, message",
     [

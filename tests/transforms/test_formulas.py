@@ -99,7 +99,7 @@ def test_monotone():
         return math.log1p(math.exp(a))
 
     x, one = 0.6, math.log(math.e - 1)
-    y = math.exp(0.3 / (1 + 0.3 / 5)) * x - 0.2
+    y = math.exp(0.3 / math.sqrt(1 + (0.3 / 8) ** 2)) * x - 0.2
     for height, steepness, place in ((4.0, 0.1, 0.7 - 2), (5.5, -0.4, 0.2 + 2)):
         y += softplus(height - 5) * math.tanh(softplus(steepness + one) * x + place)
     assert Monotone(2).forward(torch.tensor(x, dtype=torch.float64), params)[0].item() == pytest.approx(y, rel=1e-12)
@@ -108,7 +108,7 @@ def test_monotone():
 def test_affine_and_shift():
     x = torch.tensor(1.5).double()
     y, log_slope = Affine().forward(x, torch.tensor([0.5, 0.8], dtype=torch.float64))
-    log_scale = 0.8 / (1 + 0.8 / 5)
+    log_scale = 0.8 / math.sqrt(1 + 0.1**2)
     assert y.item() == pytest.approx(1.5 * math.exp(log_scale) + 0.5, rel=1e-12)
     assert log_slope.item() == pytest.approx(log_scale, rel=1e-12)
     assert Shift().forward(x, torch.tensor([0.5]).double()) == (2.0, 0.0)
