@@ -11,12 +11,13 @@ from pyro.infer import autoguide
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuide, init_to_median
 from pyro.infer.autoguide.guides import AutoContinuous
 from pyro.nn import PyroParam
-from torch import Tensor, nn
+from torch import nn
 
 from pyro_lvm.checks import check_choice
 from pyro_lvm.flows import Flow, FlowDistribution, as_flow
+from pyro_lvm.flows._bent import bent_gaussian
 from pyro_lvm.flows._orders import alternating
-from pyro_lvm.transforms import Autoregressive, Spline, Transform
+from pyro_lvm.transforms import Autoregressive, Spline
 
 _START_SCALE = 0.1
 
@@ -86,29 +87,8 @@ class FlowGuide(AutoContinuous):
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
         """The guide's distribution on the unconstrained latents, all in one vector."""
-        flow = self.flow()
         tril = self.scale_tril if self.base == "full_rank" else None
-        return FlowDistribution(flow.base_dist, _Scaled(flow.transform, self.loc, self.scale, tril))
-
-
-class _Scaled(Transform):
-    """A transform, and then a location and a triangular matrix, diagonal or not."""
-
-    def __init__(self, transform: Transform, loc: Tensor, scale: Tensor, tril: Tensor | None) -> None:
-        super().__init__()
-        self.transform, self.loc, self.scale, self.tril = transform, loc, scale, tril
-
-    def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        y, log_det = self.transform.forward_and_log_det(x)
-        y = y if self.tril is None else y @ self.tril.mT
-        return self.loc + self.scale * y, log_det + self.scale.log().sum(-1)
-
-    def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        y = (y - self.loc) / self.scale
-        if self.tril is not None:
-            y = torch.linalg.solve_triangular(self.tril, y.unsqueeze(-1), upper=False).squeeze(-1)
-        x, log_det = self.transform.inverse_and_log_det(y)
-        return x, log_det - self.scale.log().sum(-1)
+        return bent_gaussian(self.flow(), self.loc, self.scale, tril)
 
 
 def _default_flow(num_features: int) -> Flow:

@@ -39,6 +39,8 @@ def as_flow(flow: Any) -> nn.Module:
 
 
 class _ZukoFlow(nn.Module):
+    context = None  # which zuko does not tell
+
     def __init__(self, flow: nn.Module) -> None:
         super().__init__()
         self.flow = flow

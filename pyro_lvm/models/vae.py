@@ -1,6 +1,7 @@
 """A variational autoencoder."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_lvm.checks import check_choice, check_count, check_positive
+from pyro_lvm.flows import FlowDistribution, as_flow
+from pyro_lvm.flows._bent import bent_gaussian
 from pyro_lvm.models._base import check_rows
 from pyro_lvm.nn import MLP
 
@@ -36,7 +39,11 @@ class VAE(PyroModule):
 
     whose :math:`m` and :math:`\log s` come from the encoder. Its log-scales are bounded smoothly, by
     :math:`7 \tanh(\cdot / 7)`: without a bound one unusual row can send `exp` to infinity, and a hard clamp
-    would leave such a row without gradient.
+    would leave such a row without gradient. A flow :math:`f` bends it to the distribution of
+
+    .. math:: z_i = m(x_i) + s(x_i) \, f(\epsilon_i; c(x_i)), \qquad \epsilon_i \sim \mathcal{N}(0, I_L),
+
+    with a context :math:`c` that comes from the encoder, too.
 
     With `beta` other than 1 the objective (in nats) is
     :math:`\mathbb{E}_q \log p(x \mid z) - \beta\,\mathrm{KL}(q(z \mid x) \,\|\, p(z))`: a lower bound of
@@ -54,19 +61,23 @@ class VAE(PyroModule):
         num_latents: Dimension of the latent space, :math:`L`.
         hidden: Widths of the encoder's hidden layers; the decoder has them in reverse.
         likelihood: `"bernoulli"` or `"normal"`.
-        encoder: A module that takes `[*, D]` to `[*, 2 L]`, the locs and the log-scales. None builds an
-            :class:`~pyro_lvm.nn.MLP`.
+        encoder: A module that takes `[*, D]` to `[*, 2 L + C]`: the locs, the log-scales and the context of the
+            flow, if it has one. None builds an :class:`~pyro_lvm.nn.MLP`.
         decoder: A module that takes `[*, L]` to `[*, D]`, the logits or the locs. None builds an
             :class:`~pyro_lvm.nn.MLP`.
         beta: Weight of the Kullback-Leibler term.
+        flow: A flow of :math:`L` features, of :mod:`pyro_lvm.flows` or of zuko, that bends the guide. Its draws should
+            take one pass: :class:`~pyro_lvm.flows.IAF`, or :class:`~pyro_lvm.flows.NSF` by couplings.
 
     Raises:
-        TypeError: If a count is not an integer, `beta` not a number, or a network not a module.
-        ValueError: If a count or `beta` is not positive, or the likelihood is neither of the two.
+        TypeError: If a count is not an integer, `beta` not a number, a network not a module, or `flow` no flow.
+        ValueError: If a count or `beta` is not positive, the likelihood is neither of the two, or the flow has another
+            number of features than there are latents.
 
     References:
         D. P. Kingma and M. Welling, "Auto-encoding variational Bayes" (2014),
         https://arxiv.org/abs/1312.6114, appendix C. I. Higgins et al., "beta-VAE" (2017), equation 4.
+        D. P. Kingma et al., "Improved variational inference with inverse autoregressive flow" (2016).
 
     Example:
         >>> import torch
@@ -82,6 +93,7 @@ class VAE(PyroModule):
 
     encoder: nn.Module
     decoder: nn.Module
+    flow: Any
     scale: Tensor
     _zeros: Tensor
 
@@ -94,6 +106,7 @@ class VAE(PyroModule):
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
         beta: float = 1.0,
+        flow: Any = None,
     ) -> None:
         super().__init__()
         self.num_features = D = check_count("num_features", num_features)
@@ -103,7 +116,9 @@ class VAE(PyroModule):
         for name, network in (("encoder", encoder), ("decoder", decoder)):
             if network is not None and not isinstance(network, nn.Module):
                 raise TypeError(f"{name}: expected a torch module or None, got {network!r}")
-        self.encoder = MLP(D, hidden, 2 * L) if encoder is None else encoder
+        self.flow = None if flow is None else as_flow(flow)
+        context = 0 if self.flow is None else self.flow.context
+        self.encoder = MLP(D, hidden, 2 * L + (context or 0)) if encoder is None else encoder
         self.decoder = MLP(L, hidden[::-1], D) if decoder is None else decoder
         if likelihood == "normal":
             self.scale = PyroParam(torch.ones(D), constraints.positive)
@@ -133,20 +148,22 @@ class VAE(PyroModule):
 
     @pyro_method
     def guide(self, x: Tensor) -> None:
-        """The guide: a diagonal normal for each row, by the encoder.
+        """The guide: a diagonal normal for each row, by the encoder, that the flow bends if there is one.
 
         Args:
             x: Data, `[N, D]`. Integers are converted.
 
         Raises:
-            ValueError: If the encoder's output has another shape, and what the model raises.
+            ValueError: If the encoder's output has another shape, or the flow another number of features than there
+                are latents, and what the model raises.
         """
-        loc, scale = self.encode(x)
+        loc, scale, context = self._encode(x)
+        posterior = dist.Normal(loc, scale).to_event(1) if self.flow is None else self._bent(loc, scale, context)
         with pyro.plate("rows", len(loc)), poutine.scale(scale=self.beta):
-            pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+            pyro.sample("z", posterior)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Locs and scales of the guide.
+        """Locs and scales of the guide, before a flow bends it.
 
         Args:
             x: Data, `[N, D]`.
@@ -154,16 +171,28 @@ class VAE(PyroModule):
         Returns:
             Two tensors `[N, L]`.
         """
-        x = check_rows("x", x, self.num_features, self._zeros.dtype)
+        return self._encode(x)[:2]
+
+    def _encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        x, L = check_rows("x", x, self.num_features, self._zeros.dtype), self.num_latents
         encoded = self.encoder(x)
-        expected = torch.Size([len(x), 2 * self.num_latents])
+        C = 0 if self.flow is None else self.flow.context
+        C = max(0, encoded.shape[-1] - 2 * L) if C is None else C
+        expected = torch.Size([len(x), 2 * L + C])
         if encoded.shape != expected:
+            what = "loc and log-scale" + (f", and {C} numbers for the flow" if C else "")
             raise ValueError(
-                f"encoder: expected an output of shape {list(expected)} (loc and log-scale) for an input of "
+                f"encoder: expected an output of shape {list(expected)} ({what}) for an input of "
                 f"shape {list(x.shape)}, got {list(encoded.shape)}"
             )
-        loc, log_scale = encoded.chunk(2, -1)
-        return loc, (_LOG_SCALE_BOUND * (log_scale / _LOG_SCALE_BOUND).tanh()).exp()
+        loc, log_scale, context = encoded.split([L, L, C], -1)
+        return loc, (_LOG_SCALE_BOUND * (log_scale / _LOG_SCALE_BOUND).tanh()).exp(), context if C else None
+
+    def _bent(self, loc: Tensor, scale: Tensor, context: Tensor | None) -> FlowDistribution:
+        flow = self.flow(context)
+        if flow.event_shape != loc.shape[-1:]:
+            raise ValueError(f"flow: expected {loc.shape[-1]} features, one a latent, got {list(flow.event_shape)}")
+        return bent_gaussian(flow, loc, scale)
 
     def decode(self, z: Tensor) -> Tensor:
         """Logits of the Bernoulli likelihood, or locs of the normal one.
