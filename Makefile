@@ -27,7 +27,7 @@ docs: $(VENV)/installed-docs
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 
 bench: $(VENV)/installed-bench
-	set -e; for script in benchmarks/bench_*.py benchmarks/svi.py benchmarks/em.py; do $(BIN)/python $$script; done
+	set -e; for script in benchmarks/bench_*.py benchmarks/svi.py benchmarks/em.py benchmarks/flows.py; do $(BIN)/python $$script; done
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info docs/_build docs/api docs/gallery \
