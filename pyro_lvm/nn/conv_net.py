@@ -65,7 +65,7 @@ class ConvNet(nn.Module):
         batch = x.shape[:-3]
         h = self.layers[0](x.reshape(-1, *x.shape[-3:]))
         if self.context is not None and context is not None:
-            shift = self.context(context.expand(*batch, -1)).reshape(len(h), -1)
+            shift = self.context(context.expand(*batch, -1)).reshape(h.shape[:2])
             h = h + shift[..., None, None]
         for activation, layer in zip(self.activations, self.layers[1:], strict=True):
             h = layer(activation(h))

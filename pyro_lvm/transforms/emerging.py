@@ -57,6 +57,8 @@ def _convolve(x: Tensor, kernel: Tensor) -> Tensor:
     if kernel.dim() == 4:
         return conv2d(x.reshape(-1, *x.shape[-3:]), kernel, padding=padding).reshape(x.shape)
     batch = torch.broadcast_shapes(x.shape[:-3], kernel.shape[:-4])
+    if not batch.numel():
+        return x.expand(*batch, *x.shape[-3:])
     images = x.expand(*batch, *x.shape[-3:]).reshape(1, -1, *x.shape[-2:])
     kernels = kernel.expand(*batch, *kernel.shape[-4:]).reshape(-1, *kernel.shape[-3:])
     return conv2d(images, kernels, padding=padding, groups=batch.numel()).reshape(*batch, *x.shape[-3:])

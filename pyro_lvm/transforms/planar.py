@@ -24,7 +24,8 @@ class _Planar(Transform):
         super().__init__()
         self.w, self.b = w, b.squeeze(-1)
         dot, square = (u * w).sum(-1), w.square().sum(-1)
-        self.least = softplus(dot)  # the slope along w where it is least or most, which is 1 + w.u
+        # the slope along w where it is least or most, which is 1 + w.u, and positive though softplus may underflow
+        self.least = softplus(dot).clamp(min=torch.finfo(dot.dtype).tiny)
         self.u = u + ((self.least - 1 - dot) / square).unsqueeze(-1) * w
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:

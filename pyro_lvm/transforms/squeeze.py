@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from pyro_lvm.transforms._base import Layer, Transform
 
@@ -13,10 +12,12 @@ __all__ = ["Squeeze"]
 
 class _Squeeze(Transform):
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return pixel_shuffle(x, 2), x.new_zeros(x.shape[:-3])
+        squares = x.unflatten(-3, (-1, 2, 2)).movedim((-4, -3), (-3, -1))  # pixel_shuffle fails at no images
+        return squares.flatten(-2).flatten(-3, -2), x.new_zeros(x.shape[:-3])
 
     def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        return pixel_unshuffle(y, 2), y.new_zeros(y.shape[:-3])
+        squares = y.unflatten(-2, (-1, 2)).unflatten(-1, (-1, 2))
+        return squares.movedim((-3, -1), (-4, -3)).flatten(-5, -3), y.new_zeros(y.shape[:-3])
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         *batch, C, H, W = shape

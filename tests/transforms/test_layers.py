@@ -1,10 +1,13 @@
 """What holds for every layer."""
 
+import math
+
 import pyro.distributions as dist
 import pytest
 import torch
 from torch.func import functional_call, jacrev, vmap
 
+from pyro_lvm.transforms import Planar
 from tests.transforms.registry import CONTEXT, LAYERS
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -124,6 +127,20 @@ def test_batch_shapes_are_free(name, context):
             torch.testing.assert_close(alone, y[i, j])
             torch.testing.assert_close(alone_log_det, log_det[i, j])
             torch.testing.assert_close(one.inverse_and_log_det(y[i, j])[0], x[i, j])
+
+
+@every_layer_and_context
+def test_no_points_are_no_points(name, context):
+    """Of which torch refuses some convolutions, reshapes and shuffles of pixels."""
+    case = LAYERS[name]
+    layer, x = case.layer(context), points(case.shape, 2, 0).requires_grad_()
+    for c in (contexts(context), contexts(context, 2, 0)):
+        y, log_det = layer(c).forward_and_log_det(x)
+        again, back = layer(c).inverse_and_log_det(y)
+        assert y.shape == layer(c).forward_shape(x.shape)
+        assert again.shape == x.shape
+        assert log_det.shape == back.shape == (2, 0)
+        (y.sum() + log_det.sum() + again.sum() + back.sum()).backward()
 
 
 @every_layer_and_context
@@ -265,6 +282,24 @@ def test_far_out_and_at_edges_all_is_finite(name, size):
         assert found.isfinite().all()
         assert log_det.isfinite().all()
         assert all(p.grad is None or p.grad.isfinite().all() for p in [x, *layer.parameters()])
+
+
+@pytest.mark.parametrize("dtype, steepness", [(torch.float32, 11.0), (torch.float64, 28.0)])
+@pytest.mark.parametrize("bias", [0.0, 0.3])
+def test_planar_flows_stay_increasing_where_the_slope_is_below_all_numbers(dtype, steepness, bias):
+    """On the hyperplane the slope is softplus(-w^2), which underflows; far from it, it is 1."""
+    layer = Planar(1).to(dtype)
+    for parameter, value in zip(layer.parameters(), (-steepness, steepness, bias), strict=True):
+        parameter.data.fill_(value)
+    x = torch.tensor([[-bias / steepness], [2.0]], dtype=dtype).requires_grad_()
+    y, log_det = layer().forward_and_log_det(x)
+    again, back = layer().inverse_and_log_det(y.detach())
+    (y.sum() + log_det.sum() + back.sum()).backward()
+    least = math.log(torch.finfo(dtype).tiny)
+    torch.testing.assert_close(log_det.detach(), torch.tensor([least, 0.0], dtype=dtype))
+    torch.testing.assert_close(again.detach(), x.detach(), rtol=1e-6, atol=torch.finfo(dtype).eps / steepness)
+    assert back.isfinite().all()
+    assert all(value.grad.isfinite().all() for value in (x, *layer.parameters()))
 
 
 # torch.func, state --------------------------------------------------------------------------------------------------
