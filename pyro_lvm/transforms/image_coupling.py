@@ -77,7 +77,7 @@ class ImageCoupling(Layer):
         if mask.dim() != 3 or mask.all() or not mask.any():
             raise ValueError(f"mask: expected shape [C, H, W], some True and some False, got {list(mask.shape)}")
         self.context, self.univariate = context, check_univariate(univariate)
-        self.register_buffer("mask", mask)
+        self.register_buffer("mask", mask.clone())  # some are views that cannot be written to
         self.network = ConvNet(len(mask), hidden, len(mask) * self.univariate.num_params, context)
         near_zero(self.network.layers[-1])
 

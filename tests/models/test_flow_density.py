@@ -11,7 +11,7 @@ from torch.distributions import MultivariateNormal
 import pyro_lvm as lvm
 from pyro_lvm.flows import MAF, NSF, Flow, LinearFlow, as_flow
 from pyro_lvm.models import FlowDensity
-from pyro_lvm.transforms import ActNorm, ImageCoupling, PLULinear, Transform, checkerboard_mask
+from pyro_lvm.transforms import ActNorm, ImageCoupling, PLULinear, Transform, channel_mask, checkerboard_mask
 
 from .. import zuko_flows
 from ..flows.test_flows import flow_of
@@ -159,11 +159,11 @@ def test_wrong_calls_are_refused(call, error, message):
         call()
 
 
-def test_couplings_of_images_are_densities_of_images():
+@pytest.mark.parametrize("mask", [checkerboard_mask(2, 4, 4), channel_mask(2, 4, 4)])
+def test_couplings_of_images_are_densities_of_images(mask):
     torch.manual_seed(0)
-    mask = checkerboard_mask(1, 4, 4)
-    model = FlowDensity(Flow([ImageCoupling(mask), ImageCoupling(~mask)], (1, 4, 4)))
-    x = torch.rand(20, 1, 4, 4)
+    model = FlowDensity(Flow([ImageCoupling(mask), ImageCoupling(~mask)], (2, 4, 4)))
+    x = torch.rand(20, 2, 4, 4)
     result = lvm.fit(model, None, x, num_steps=5, progress=False)
     assert result.losses.isfinite().all()
-    assert model.sample(3).shape == (3, 1, 4, 4)
+    assert model.sample(3).shape == (3, 2, 4, 4)
