@@ -95,7 +95,9 @@ def fits():
     return get
 
 
-@pytest.mark.parametrize("kind", ["minibatch", "gamma", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["gamma", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("minibatch", "full"))]
+)
 def test_blocks_of_any_length_give_the_same_fit_bit_for_bit(fits, kind):
     same(fits(kind, every=100), fits(kind, every=7))
     same(fits(kind, every=100), fits(kind, every=1_000))

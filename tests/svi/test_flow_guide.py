@@ -47,7 +47,7 @@ def banana():
     pyro.sample("y", dist.Normal(x**2, 0.3))
 
 
-@pytest.mark.parametrize("base", ["mean_field", "full_rank"])
+@pytest.mark.parametrize("base", [pytest.param("mean_field", marks=pytest.mark.slow), "full_rank"])
 def test_normal_posteriors_are_found(base):
     guide = FlowGuide(regression, small, base=base)
     result = lvm.fit(regression, guide, Y, num_steps=600, optim=0.02, progress=False)

@@ -16,7 +16,7 @@ from pyro_lvm.svi.step import Step
 from pyro_lvm.transforms import ActNorm, _root
 from tests.flows.test_flows import flow_of
 from tests.transforms.registry import CONTEXT, LAYERS
-from tests.transforms.test_layers import contexts, points
+from tests.transforms.test_layers import NUMERICAL, contexts, points
 
 RATE = 0.02
 NUM_STEPS = 5
@@ -57,12 +57,13 @@ def traced_losses(model, data):
 
 @pytest.fixture(autouse=True)
 def _few_steps_to_a_root(monkeypatch):
-    """All are alike, and written out one by one in a traced step: with 60 it takes half a minute to trace."""
-    monkeypatch.setattr(_root, "_NUM_STEPS", 6)
+    """A traced step has them one by one: 60 take half a minute to trace. Fewer than 14 do not reach the root."""
+    monkeypatch.setattr(_root, "_NUM_STEPS", 16)
 
 
 QUICK = [("plu", CONTEXT), ("autoregressive-affine", 0)]
-CELLS = [(n, c) for n, case in LAYERS.items() for c in ((0, CONTEXT) if case.takes_context else (0,))]
+LONG = {"stack", *NUMERICAL} - {"planar-1"}  # to trace, for each of their roots is written out
+CELLS = [(n, c) for n, case in LAYERS.items() if n not in LONG for c in ((0, CONTEXT) if case.takes_context else (0,))]
 
 
 @pytest.mark.parametrize(
@@ -78,9 +79,7 @@ def test_traced_steps_are_eager_steps(name, context):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name, context", [("maf", 0), ("nsf-coupling", CONTEXT), ("real-nvp", CONTEXT), ("sylvester", 0)]
-)
+@pytest.mark.parametrize("name, context", [("maf", 0), ("nsf-coupling", CONTEXT), ("real-nvp", CONTEXT)])
 def test_compiled_fits_are_eager_fits(name, context):
     """The sums of a compiled step come in another order: their rounding grows from step to step."""
     x, c = points((3,), 50), contexts(context, 50)
