@@ -61,7 +61,7 @@ def _few_steps_to_a_root(monkeypatch):
     monkeypatch.setattr(_root, "_NUM_STEPS", 16)
 
 
-QUICK = [("plu", CONTEXT), ("autoregressive-affine", 0)]
+QUICK = [("plu", CONTEXT)]
 LONG = {"stack", *NUMERICAL} - {"planar-1"}  # to trace, for each of their roots is written out
 CELLS = [(n, c) for n, case in LAYERS.items() if n not in LONG for c in ((0, CONTEXT) if case.takes_context else (0,))]
 

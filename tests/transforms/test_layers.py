@@ -361,6 +361,13 @@ def test_state_dicts_carry_all(name, context):
     assert torch.equal(layer(c)(x), other(c)(x))
 
 
+@every_layer
+def test_states_can_be_written_in_place(name):
+    """As fits and `load_state_dict` do: not into a tensor whose numbers share a place in memory."""
+    for value in LAYERS[name].layer().state_dict().values():
+        value.copy_(value.clone())
+
+
 @every_layer_and_context
 def test_calls_leave_nothing_on_modules(name, context):
     case = LAYERS[name]
