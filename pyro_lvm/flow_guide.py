@@ -16,7 +16,7 @@ from torch import nn
 from pyro_lvm.checks import check_choice
 from pyro_lvm.flows import Flow, FlowDistribution, as_flow
 from pyro_lvm.flows._bent import bent_gaussian
-from pyro_lvm.flows._orders import alternating
+from pyro_lvm.flows._orders import orders
 from pyro_lvm.transforms import Autoregressive, Spline
 
 _START_SCALE = 0.1
@@ -92,8 +92,9 @@ class FlowGuide(AutoContinuous):
 
 
 def _default_flow(num_features: int) -> Flow:
-    functions = iter((None, Spline()) * 2)
-    layers = alternating(
-        lambda order: Autoregressive(num_features, next(functions), hidden=(32, 32), order=order), 4, num_features
-    )
+    functions = (None, Spline()) * 2
+    layers = [
+        Autoregressive(num_features, function, hidden=(32, 32), order=order)
+        for function, order in zip(functions, orders(len(functions), num_features), strict=True)
+    ]
     return Flow(layers, num_features)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from pyro_lvm.checks import check_count
 from pyro_lvm.transforms import Coupling, Layer, Univariate
 
 
-def alternating(make: Callable[[range], Layer], count: int, num_features: int) -> list[Layer]:
-    """New layers, made for the features in their own order and in reverse in turn."""
+def orders(count: int, num_features: int) -> list[range]:
+    """For so many layers, the numbers of the features in their own order and in reverse in turn."""
     D = check_count("num_features", num_features)
-    orders = (range(D), range(D - 1, -1, -1))
-    return [make(orders[i % 2]) for i in range(check_count("num_transforms", count))]
+    both = (range(D), range(D - 1, -1, -1))
+    return [both[i % 2] for i in range(check_count("num_transforms", count))]
 
 
 def couplings(

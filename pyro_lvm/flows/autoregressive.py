@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pyro_lvm.flows._orders import alternating
+from pyro_lvm.flows._orders import orders
 from pyro_lvm.flows.flow import Flow
-from pyro_lvm.transforms import Autoregressive, Inverse, Layer
+from pyro_lvm.transforms import Autoregressive, Inverse
 
 __all__ = ["IAF", "MAF"]
 
@@ -46,10 +46,11 @@ class MAF(Flow):
         context: int = 0,
         residual: bool = False,
     ) -> None:
-        def layer(order: range) -> Layer:
-            return Inverse(Autoregressive(num_features, hidden=hidden, context=context, residual=residual, order=order))
-
-        super().__init__(alternating(layer, num_transforms, num_features), num_features)
+        layers = [
+            Inverse(Autoregressive(num_features, hidden=hidden, context=context, residual=residual, order=order))
+            for order in orders(num_transforms, num_features)
+        ]
+        super().__init__(layers, num_features)
 
 
 class IAF(Flow):
@@ -87,7 +88,8 @@ class IAF(Flow):
         context: int = 0,
         residual: bool = False,
     ) -> None:
-        def layer(order: range) -> Layer:
-            return Autoregressive(num_features, hidden=hidden, context=context, residual=residual, order=order)
-
-        super().__init__(alternating(layer, num_transforms, num_features), num_features)
+        layers = [
+            Autoregressive(num_features, hidden=hidden, context=context, residual=residual, order=order)
+            for order in orders(num_transforms, num_features)
+        ]
+        super().__init__(layers, num_features)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pyro_lvm.flows._orders import alternating, couplings
+from pyro_lvm.flows._orders import couplings, orders
 from pyro_lvm.flows.flow import Flow
-from pyro_lvm.transforms import Autoregressive, Inverse, Spline
+from pyro_lvm.transforms import Autoregressive, Inverse, Layer, Spline
 
 __all__ = ["NSF"]
 
@@ -49,12 +49,12 @@ class NSF(Flow):
         context: int = 0,
     ) -> None:
         spline = Spline(num_bins, bound)
+        layers: list[Layer]
         if coupling:
             layers = couplings(num_features, num_transforms, spline, hidden, context)
         else:
-            layers = alternating(
-                lambda order: Inverse(Autoregressive(num_features, spline, hidden, context, order=order)),
-                num_transforms,
-                num_features,
-            )
+            layers = [
+                Inverse(Autoregressive(num_features, spline, hidden, context, order=order))
+                for order in orders(num_transforms, num_features)
+            ]
         super().__init__(layers, num_features)

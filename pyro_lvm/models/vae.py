@@ -117,8 +117,8 @@ class VAE(PyroModule):
             if network is not None and not isinstance(network, nn.Module):
                 raise TypeError(f"{name}: expected a torch module or None, got {network!r}")
         self.flow = None if flow is None else as_flow(flow)
-        context = 0 if self.flow is None else self.flow.context
-        self.encoder = MLP(D, hidden, 2 * L + (context or 0)) if encoder is None else encoder
+        self._num_context: int | None = 0 if self.flow is None else self.flow.context
+        self.encoder = MLP(D, hidden, 2 * L + (self._num_context or 0)) if encoder is None else encoder
         self.decoder = MLP(L, hidden[::-1], D) if decoder is None else decoder
         if likelihood == "normal":
             self.scale = PyroParam(torch.ones(D), constraints.positive)
@@ -176,8 +176,7 @@ class VAE(PyroModule):
     def _encode(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x, L = check_rows("x", x, self.num_features, self._zeros.dtype), self.num_latents
         encoded = self.encoder(x)
-        C = 0 if self.flow is None else self.flow.context
-        C = max(0, encoded.shape[-1] - 2 * L) if C is None else C
+        C = max(0, encoded.shape[-1] - 2 * L) if self._num_context is None else self._num_context
         expected = torch.Size([len(x), 2 * L + C])
         if encoded.shape != expected:
             what = "loc and log-scale" + (f", and {C} numbers for the flow" if C else "")
