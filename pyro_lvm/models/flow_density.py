@@ -6,18 +6,18 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_lvm import randomness
 from pyro_lvm.checks import check_count, check_seed
 from pyro_lvm.data import as_tensor
 from pyro_lvm.flows import Flow, FlowDistribution, as_flow
+from pyro_lvm.models._base import AssignableModule
 
 __all__ = ["FlowDensity"]
 
 
-class FlowDensity(PyroModule):
+class FlowDensity(AssignableModule):
     r"""A density of rows, or of rows given others, by a flow.
 
     .. math:: x_n \mid c_n \sim \mathrm{Flow}(c_n), \qquad n = 1, \dots, N
@@ -48,7 +48,6 @@ class FlowDensity(PyroModule):
     def __init__(self, flow: Any) -> None:
         super().__init__()
         self.flow = as_flow(flow)
-        self.initialized = False
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> None:
         """The model.

@@ -167,3 +167,14 @@ def test_couplings_of_images_are_densities_of_images(mask):
     result = lvm.fit(model, None, x, num_steps=5, progress=False)
     assert result.losses.isfinite().all()
     assert model.sample(3).shape == (3, 2, 4, 4)
+
+
+def test_a_loaded_density_is_not_started_anew():
+    """As other models: what was loaded is where the next fit begins."""
+    torch.manual_seed(0)
+    first, second = (FlowDensity(Flow([ActNorm(2)], 2)) for _ in range(2))
+    first.initialize(torch.randn(50, 2) + 7)
+    second.load_state_dict(first.state_dict())
+    lvm.fit(second, None, torch.randn(50, 2), num_steps=1, optim=1e-9, progress=False)
+    for old, new in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(new, old, rtol=0, atol=1e-6)
