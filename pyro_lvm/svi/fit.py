@@ -157,7 +157,7 @@ def fit(
         best = None
         if isinstance(program.guide, FlowGuide):
             best = Best(objective, tensors, total, seed)
-            if init is None:
+            if init is None and (path is None or not path.exists()):  # a checkpoint is further on
                 options = (batches, total, optim, clip, compile, -(-num_steps // 2), seed)
                 start |= fitted_gaussian(objective, program.guide, example, *options)
         loop = EagerLoop(objective, start, batches, total, optim, scheduler, clip)

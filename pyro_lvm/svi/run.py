@@ -77,12 +77,13 @@ class Run:
         )
 
     def _take_steps(self, progress: bool) -> None:
-        if self.best is not None:
-            self.best.see(self.loop.params)
         if self.kept is not None and self.kept.state is not None:
             self._resume(self.kept.state)
-        elif self.kept is not None:
-            self._save()
+        else:
+            if self.best is not None:
+                self.best.see(self.loop.params)
+            if self.kept is not None:
+                self._save()
         with (
             interrupts() as interrupted,
             tqdm(total=self.num_steps, initial=self.step, disable=not progress, unit=" steps") as bar,
