@@ -7,8 +7,7 @@ import torch
 
 import pyro_lvm as lvm
 
-Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
-SIGMA = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+from .compiled_programs import eight_schools
 
 
 def fitted(model, guide, *data, num_steps, num_particles):
@@ -25,17 +24,9 @@ def fitted(model, guide, *data, num_steps, num_particles):
     )
 
 
-def eight_schools(y, sigma):
-    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-    tau = pyro.sample("tau", dist.HalfCauchy(5.0))
-    with pyro.plate("schools", len(y)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("y", dist.Normal(mu + tau * z, sigma), obs=y)
-
-
 def exact_moments():
     """Means and sds of mu, tau and each school's effect, on a grid: given mu and tau an effect is normal."""
-    y, sigma = Y.double(), SIGMA.double()
+    y, sigma = (given.double() for given in eight_schools()[2])
     mu = torch.linspace(-25, 35, 601).double().unsqueeze(-1)
     share = (torch.arange(4000).double() + 0.5) / 4000
     tau = 5 * (torch.pi / 2 * share).tan()  # quantiles of its prior
@@ -62,7 +53,7 @@ def errors(result):
     """The largest errors of a mean, in sds, and of an sd, relative."""
     draws = result.sample(10_000)
     mu, tau = draws["mu"].reshape(-1, 1), draws["tau"].reshape(-1, 1)
-    values = {"mu": mu, "tau": tau, "effects": mu + tau * draws["z"].reshape(len(mu), 8)}
+    values = {"mu": mu, "tau": tau, "effects": mu + tau * draws["eta"].reshape(len(mu), 8)}
     means, sds = [], []
     for name, (mean, sd) in exact_moments().items():
         means.append(((values[name].mean(0) - mean) / sd).abs())
@@ -81,10 +72,11 @@ def test_moments_on_the_grid_are_those_of_long_runs():
 
 @pytest.mark.slow
 def test_eight_schools():
-    flow = errors(fitted(eight_schools, "flow", Y, SIGMA, num_steps=2_000, num_particles=16))
+    model, _, data = eight_schools()
+    flow = errors(fitted(model, "flow", *data, num_steps=2_000, num_particles=16))
     assert flow[0] < 0.1
     assert flow[1] < 0.1
-    straight = errors(fitted(eight_schools, "mean_field", Y, SIGMA, num_steps=2_000, num_particles=16))
+    straight = errors(fitted(model, "mean_field", *data, num_steps=2_000, num_particles=16))
     assert straight[1] > 0.2  # of tau
 
 
