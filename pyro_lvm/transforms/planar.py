@@ -11,8 +11,8 @@ from torch.nn.functional import softplus
 
 from pyro_lvm.checks import check_count
 from pyro_lvm.transforms._base import Transform
+from pyro_lvm.transforms._bend import slope, unbend
 from pyro_lvm.transforms._parametric import ParametricLayer
-from pyro_lvm.transforms._root import solve
 
 __all__ = ["Planar"]
 
@@ -24,27 +24,17 @@ class _Planar(Transform):
         super().__init__()
         self.w, self.b = w, b.squeeze(-1)
         dot, square = (u * w).sum(-1), w.square().sum(-1)
-        # the slope along w where it is least or most, which is 1 + w.u, and positive though softplus may underflow
-        self.least = softplus(dot).clamp(min=torch.finfo(dot.dtype).tiny)
-        self.u = u + ((self.least - 1 - dot) / square).unsqueeze(-1) * w
+        # the slope along w in the middle of the bend, 1 + w.u, which is positive though softplus may underflow
+        self.middle = softplus(dot).clamp(min=torch.finfo(dot.dtype).tiny)
+        self.u = u + ((self.middle - 1 - dot) / square).unsqueeze(-1) * w
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         bent = ((x * self.w).sum(-1) + self.b).tanh()
-        return x + self.u * bent.unsqueeze(-1), self._slope(bent).log()
+        return x + self.u * bent.unsqueeze(-1), slope(bent, self.middle).log()
 
     def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        dot = (y * self.w).sum(-1)
-        reach = (self.least - 1).abs()
-        along = solve(self._along, dot, dot - reach, dot + reach)
-        bent = (along + self.b).tanh()
-        return y - self.u * bent.unsqueeze(-1), -self._slope(bent).log()
-
-    def _along(self, dot: Tensor) -> tuple[Tensor, Tensor]:
-        bent = (dot + self.b).tanh()
-        return dot + (self.least - 1) * bent, self._slope(bent)
-
-    def _slope(self, bent: Tensor) -> Tensor:
-        return bent.square() + self.least * (1 - bent.square())
+        bent = unbend((y * self.w).sum(-1) + self.b, self.middle).tanh()
+        return y - self.u * bent.unsqueeze(-1), -slope(bent, self.middle).log()
 
 
 class Planar(ParametricLayer):
@@ -56,7 +46,7 @@ class Planar(ParametricLayer):
         \hat u = u + \left( m(w^\top u) - w^\top u \right) \frac{w}{w^\top w}, \qquad m(a) = \log(1 + e^a) - 1, \\
         \log |\det \partial y / \partial x| = \log \left( 1 + \hat u^\top w \, (1 - \tanh^2(w^\top x + b)) \right)
 
-    The inverse is a root in one variable, found by Newton's method in a bracket, with implicit gradients. It starts
+    The inverse is a root in one variable, found by Newton's method, with implicit gradients. It starts
     at the identity.
 
     Args:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from pyro_lvm.checks import check_count
 from pyro_lvm.transforms._base import Transform
+from pyro_lvm.transforms._bend import slope, unbend
 from pyro_lvm.transforms._matrices import apply, orthogonal, pairs_of_reflections
 from pyro_lvm.transforms._parametric import ParametricLayer
-from pyro_lvm.transforms._root import solve
 
 __all__ = ["Sylvester"]
 
@@ -23,14 +23,15 @@ class _Sylvester(Transform):
         self, reflections: Tensor, r1: Tensor, r2: Tensor, diagonal1: Tensor, diagonal2: Tensor, b: Tensor
     ) -> None:
         super().__init__()
-        self.diagonal1, self.diagonal2, self.b = _MOST * diagonal1.tanh(), _MOST * diagonal2.tanh(), b
+        diagonal1, self.diagonal2, self.b = _MOST * diagonal1.tanh(), _MOST * diagonal2.tanh(), b
+        self.middle = 1 + diagonal1 * self.diagonal2
         self.q = orthogonal(reflections)[..., : b.shape[-1]]
-        self.r1 = r1.triu(1) + torch.diag_embed(self.diagonal1)
+        self.r1 = r1.triu(1) + torch.diag_embed(diagonal1)
         self.r2 = r2.triu(1) + torch.diag_embed(self.diagonal2)
 
     def forward_and_log_det(self, x: Tensor) -> tuple[Tensor, Tensor]:
         bent = (_product(self.r2 @ self.q.mT, x) + self.b).tanh()
-        return x + _product(self.q @ self.r1, bent), self._log_slopes(bent)
+        return x + _product(self.q @ self.r1, bent), slope(bent, self.middle).log().sum(-1)
 
     def inverse_and_log_det(self, y: Tensor) -> tuple[Tensor, Tensor]:
         target = _product(self.q.mT, y)
@@ -40,22 +41,10 @@ class _Sylvester(Transform):
             shift, goal = self.b[..., i], target[..., i]
             for j, (t, h) in enumerate(zip(origin, bent, strict=True), start=i + 1):
                 shift, goal = shift + self.r2[..., i, j] * t, goal - self.r1[..., i, j] * h
-            origin.insert(0, self._root(i, shift, goal))
-            bent.insert(0, (self.diagonal2[..., i] * origin[0] + shift).tanh())
+            bent.insert(0, unbend(self.diagonal2[..., i] * goal + shift, self.middle[..., i]).tanh())
+            origin.insert(0, goal - self.r1[..., i, i] * bent[0])
         found = torch.stack(bent, -1)
-        return y - _product(self.q @ self.r1, found), -self._log_slopes(found)
-
-    def _root(self, i: int, shift: Tensor, goal: Tensor) -> Tensor:
-        first, second = self.diagonal1[..., i], self.diagonal2[..., i]
-
-        def function(t: Tensor) -> tuple[Tensor, Tensor]:
-            bent = (second * t + shift).tanh()
-            return t + first * bent, 1 + first * second * (1 - bent.square())
-
-        return solve(function, goal, goal - first.abs(), goal + first.abs())
-
-    def _log_slopes(self, bent: Tensor) -> Tensor:
-        return (1 + self.diagonal1 * self.diagonal2 * (1 - bent.square())).log().sum(-1)
+        return y - _product(self.q @ self.r1, found), -slope(found, self.middle).log().sum(-1)
 
 
 def _product(matrix: Tensor, x: Tensor) -> Tensor:

@@ -224,6 +224,7 @@ def log_density_of_groups(params, times, y):
     return dist.MultivariateNormal(design @ params["line"], covariance).log_prob(y)
 
 
+@pytest.mark.slow
 def test_random_effects_are_at_the_top_of_the_marginal_density():
     times, y = groups()
     result = fit(random_effects, times, y, tol=1e-8)
@@ -239,7 +240,7 @@ def test_random_effects_are_at_the_top_of_the_marginal_density():
 def test_draws_of_several_latents_have_the_moments_of_their_joint_posterior():
     times, y = groups()
     result = fit(random_effects, times, y, max_iter=20)
-    draws = result.sample(4_000, seed=1)
+    draws = result.sample(1_000, seed=1)
     drawn = torch.stack([draws["intercept"], draws["slope"]], -1)
     p = result.params
     design = torch.stack([torch.ones_like(times), times], -1)

@@ -160,6 +160,7 @@ def test_what_is_held_on_a_boundary_is_said():
     assert rules(found)["scale"] == "weighted standard deviation; held at its limit"
 
 
+@pytest.mark.slow
 def test_discrete_draws_of_a_guide_have_no_gradient_and_may_fall():
     x = torch.cat([torch.linspace(-2, 0, 20), torch.linspace(6, 9, 30)])
 
@@ -177,6 +178,7 @@ def test_discrete_draws_of_a_guide_have_no_gradient_and_may_fall():
     torch.testing.assert_close(found.params["loc"], torch.tensor([-1.0, 7.5]), rtol=0, atol=0.5)
 
 
+@pytest.mark.slow
 def test_latents_beside_the_guide_are_summed_out():
     """Two kinds of rows, each with a normal effect: marginally a mixture of normals, whose EM is exact."""
     x = torch.cat([-4 + 1.2 * torch.randn(150, generator=generator), 4 + 1.8 * torch.randn(250, generator=generator)])

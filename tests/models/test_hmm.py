@@ -269,6 +269,7 @@ def test_own_steps_take_the_path_of_the_program_as_a_loop():
         torch.testing.assert_close(own.params[name], value)
 
 
+@pytest.mark.slow
 def test_a_loop_of_five_hundred_steps_takes_the_path_of_own_steps():
     x, _ = model_of("full").sample(2, 500, seed=5)
     generic = lvm.fit_em(loop, x, max_iter=1, tol=0, progress=False)

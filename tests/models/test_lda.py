@@ -364,6 +364,7 @@ def test_a_model_finds_its_store_clean(corpus):
 # A real corpus ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_held_out_perplexity_of_pythons_own_help_is_no_worse_than_scikit_learns():
     """Under the same prior of the shares, within two standard errors over starts."""
     texts = [part for text in help_texts.values() for part in text.split("\n\n")]

@@ -113,7 +113,7 @@ def test_full_rank_agrees_with_nuts_closely_in_longer_fits(data, seed):
 
 
 @pytest.mark.parametrize(
-    "num_steps, num_seeds", [(1_000, 2), pytest.param(4_000, 5, marks=pytest.mark.slow)], ids=["short", "long"]
+    "num_steps, num_seeds", [(1_000, 1), pytest.param(4_000, 5, marks=pytest.mark.slow)], ids=["short", "long"]
 )
 def test_mean_field_reaches_the_best_elbo(data, num_steps, num_seeds):
     """A fit is within half a nat of the best of others at twice the steps, and of the maximum itself."""

@@ -41,8 +41,8 @@ def best_log_likelihood(x, L):
         (wine, 2, torch.float32),
         (wine, 5, torch.float64),
         (digits, 10, torch.float32),  # three of the 64 pixels are constant
-        (varying_digits, 10, torch.float32),
-        (scaled_digits, 10, torch.float32),
+        pytest.param(varying_digits, 10, torch.float32, marks=pytest.mark.slow),
+        pytest.param(scaled_digits, 10, torch.float32, marks=pytest.mark.slow),
         pytest.param(digits, 30, torch.float32, marks=pytest.mark.slow),
         pytest.param(digits, 10, torch.float64, marks=pytest.mark.slow),
     ],

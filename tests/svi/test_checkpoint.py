@@ -71,7 +71,9 @@ def script(tmp_path):
     return functools.partial(Process, path)
 
 
-@pytest.mark.parametrize("kind", ["full", "minibatch", "scheduler", "loader", "own generator"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("full", marks=pytest.mark.slow), "minibatch", "scheduler", "loader", "own generator"]
+)
 def test_killed_and_restarted_equals_not_killed(script, tmp_path, kind):
     checkpoint, out, copy = tmp_path / "c", tmp_path / "out", tmp_path / "copy"
     moments = random.Random(kind)
