@@ -1,6 +1,8 @@
 """Latent variable models on Pyro and PyTorch."""
 
 from pyro_lvm import elbo, flows, guides, models, plots, transforms
+from pyro_lvm.diagnostics.against import against
+from pyro_lvm.diagnostics.agreement import Agreement
 from pyro_lvm.diagnostics.compare_elbos import compare_elbos
 from pyro_lvm.diagnostics.elbo_comparison import ELBOComparison
 from pyro_lvm.diagnostics.to_arviz import to_arviz
@@ -18,6 +20,7 @@ from pyro_lvm.svi.stopping import FitState, StopWhenFlat
 from pyro_lvm.version import __version__ as __version__
 
 __all__ = [
+    "Agreement",
     "ELBOComparison",
     "EMResult",
     "EMState",
@@ -30,6 +33,7 @@ __all__ = [
     "Result",
     "SVIResult",
     "StopWhenFlat",
+    "against",
     "compare_elbos",
     "elbo",
     "fit",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pyro.distributions import constraints
 from pyro.infer import autoguide
-from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuide, init_to_median
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuide
 from pyro.infer.autoguide.guides import AutoContinuous
 from pyro.nn import PyroParam
 from torch import nn
@@ -17,6 +17,7 @@ from pyro_lvm.checks import check_choice
 from pyro_lvm.flows import Flow, FlowDistribution, as_flow
 from pyro_lvm.flows._bent import bent_gaussian
 from pyro_lvm.flows._orders import orders
+from pyro_lvm.sites import median_or_feasible
 from pyro_lvm.transforms import Autoregressive, Spline
 
 _START_SCALE = 0.1
@@ -60,7 +61,7 @@ class FlowGuide(AutoContinuous):
         model: Callable,
         flow: Any = None,
         base: str = "mean_field",
-        init_loc_fn: Callable = init_to_median,
+        init_loc_fn: Callable = median_or_feasible,
     ) -> None:
         self.base = check_choice("base", base, ("mean_field", "full_rank"))
         self._given = (_default_flow if flow is None else flow, init_loc_fn)  # a tuple, for modules have no parts yet

@@ -18,7 +18,6 @@ from pyro.infer.autoguide import (
     AutoLowRankMultivariateNormal,
     AutoNormal,
     AutoStructured,
-    init_to_median,
 )
 from pyro.infer.autoguide.guides import AutoCallable, AutoContinuous
 from torch import Tensor
@@ -26,7 +25,7 @@ from torch.distributions import biject_to, constraints
 
 from pyro_lvm.flow_guide import FlowGuide
 from pyro_lvm.modules import reachable_modules
-from pyro_lvm.sites import Site, Sites, sample_sites
+from pyro_lvm.sites import Site, Sites, median_or_feasible, sample_sites
 
 __all__ = ["FlowGuide"]
 
@@ -123,7 +122,7 @@ def _by_name(model: Callable, name: str, sites: Sites) -> AutoGuide:
     if not sites.latent:
         raise ValueError(f"guide={name!r} has nothing to cover: the model has no latent site that is not enumerated")
     visible = poutine.block(model, hide=list(sites.enumerated)) if sites.enumerated else model
-    return _NAMED[name](visible, init_loc_fn=init_to_median)
+    return _NAMED[name](visible, init_loc_fn=median_or_feasible)
 
 
 def shares_rows(guide: Callable, local: Collection[str]) -> bool:

@@ -20,7 +20,7 @@ from pyro_lvm.guides import lacks_density, points
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
 from pyro_lvm.psis import pareto_k
-from pyro_lvm.sites import prior_trace, refuse_random_rows, sample_sites, sum_within_rows
+from pyro_lvm.sites import prior_trace, refuse_improper_priors, refuse_random_rows, sample_sites, sum_within_rows
 from pyro_lvm.vectorize import repeat
 
 
@@ -164,14 +164,17 @@ def evidence(program: Program, values: Values, args: tuple[Any, ...], num_draws:
     and added; otherwise the joint weights of all rows are averaged.
 
     Raises:
-        ValueError: for a guide without a density to weight by, and for models that take a random part of their rows
-            by themselves.
+        ValueError: for a guide without a density to weight by, for models that take a random part of their rows by
+            themselves, and for an improper prior as the proposal.
     """
     if proposal not in ("guide", "prior"):
         raise ValueError(f"proposal must be 'guide' or 'prior'; got {proposal!r}")
     sites = program.sites
     model = program.bind(values, program.model)
-    refuse_random_rows(sample_sites(prior_trace(model, *args, **program.model_kwargs)))
+    run = sample_sites(prior_trace(model, *args, **program.model_kwargs))
+    refuse_random_rows(run)
+    if proposal == "prior":
+        refuse_improper_priors(run)
     if not sites.latent:
         exact = _totals(log_weights(program, values, args, 1))
         return Evidence(exact.item(), 0.0, Estimate(exact.item(), 0.0), 1, exact)

@@ -20,7 +20,7 @@ from pyro_lvm.guides import distributions
 from pyro_lvm.importance import Estimate, Evidence, evidence, score
 from pyro_lvm.params import Bound, Values
 from pyro_lvm.program import Program
-from pyro_lvm.sites import Uncondition, is_observed, prior_trace, sample_sites
+from pyro_lvm.sites import Uncondition, is_observed, prior_trace, refuse_improper_priors, sample_sites
 from pyro_lvm.statements import private_statements
 from pyro_lvm.vectorize import repeat
 
@@ -279,6 +279,9 @@ def prior_predictive(
     Returns:
         For each sample site a tensor ``[S, ...]``.
 
+    Raises:
+        ValueError: if a prior is improper.
+
     Example:
         >>> import pyro, pyro.distributions as dist, pyro_lvm as lvm
         >>> def model(y=None):
@@ -294,6 +297,7 @@ def prior_predictive(
     def once() -> Draws:
         with private_statements(model):
             sites = sample_sites(prior_trace(model, *data.args, **kwargs))
+            refuse_improper_priors(sites)
             with Uncondition([name for name, site in sites.items() if is_observed(site)]):
                 trace = poutine.trace(model).get_trace(*data.args, **kwargs)
         drawn = sample_sites(prune_subsample_sites(trace))

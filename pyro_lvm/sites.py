@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.infer.autoguide.initialization import InitMessenger, init_to_feasible
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
+from torch.distributions import biject_to
 
 from pyro_lvm.data import Data
 
@@ -81,7 +82,35 @@ def draw_or_feasible(site: Site) -> Tensor:
     try:
         return site["fn"].sample(*site["args"], **site["kwargs"]).detach()
     except NotImplementedError:
-        return init_to_feasible(site)
+        return _feasible(site)
+
+
+def median_or_feasible(site: Site) -> Tensor:
+    """The median of a few draws of a site's distribution, or a value that it takes, where it is improper."""
+    try:
+        return init_to_median(site)
+    except NotImplementedError:
+        return _feasible(site)
+
+
+def _feasible(site: Site) -> Tensor:
+    """The value in the middle of the unconstrained space."""
+    to_support = biject_to(site["fn"].support)
+    return to_support(torch.zeros(to_support.inverse_shape(site["fn"].shape())))
+
+
+def refuse_improper_priors(sites: dict[str, Site]) -> None:
+    """Refuse models from whose prior nothing can be drawn.
+
+    Raises:
+        ValueError: if the prior of a latent is improper.
+    """
+    for name, site in sites.items():
+        if not site["is_observed"]:
+            try:
+                site["fn"].sample()
+            except NotImplementedError as error:
+                raise ValueError(f"the prior of {name!r} is improper, so that nothing can be drawn from it") from error
 
 
 def sample_sites(trace: poutine.Trace) -> dict[str, Site]:

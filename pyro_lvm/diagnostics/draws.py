@@ -41,6 +41,23 @@ class EvaluatedDraws(NamedTuple):
     sites: dict[str, Site]
 
 
+def posterior_draws(result: Result, num_draws: int, seed: int | None) -> Draws:
+    """Draws of every latent site of the fitted rows, enumerated and deterministic ones too, ``[S, ...]`` each.
+
+    The latents are those of ``result.sample(num_draws, seed)``.
+    """
+    args = result._arguments(())
+
+    def once() -> Draws:
+        values, _ = result._latents(args)
+        conditioned = poutine.condition(result.model, data=values)
+        sites = sample_sites(poutine.trace(conditioned).get_trace(*args, **result._program.model_kwargs))
+        return {name: site["value"] for name, site in sites.items() if name in values or _is_deterministic(site)}
+
+    with result._quiet(seed):
+        return repeat(once, num_draws)
+
+
 def evaluate(result: Result, num_draws: int, seed: int | None) -> EvaluatedDraws:
     """Draw from the posterior of the fitted rows, and evaluate model and guide at the draws.
 

@@ -97,3 +97,35 @@ def intervals(
     ax.set_xlabel(f"posterior mean and {probability:.0%} interval")
     ax.legend(frameon=False, ncols=len(arrays), loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
     return plain(ax)
+
+
+def standardized(names: Sequence[str], locs: Any, scales: Any, ax: Axes | None = None) -> Axes:
+    """Marginals beside those of a reference, in units of the reference.
+
+    A dot is a mean, and a line reaches one standard deviation to both sides. The band is that of the reference, from
+    -1 to 1.
+
+    Args:
+        names: Of the P quantities, from top to bottom.
+        locs: Means, less those of the reference and over its standard deviations, ``[P]``.
+        scales: Standard deviations over those of the reference, ``[P]``.
+        ax: Axes to draw into.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: for other shapes.
+    """
+    locs, scales = array("locs", locs, len(names)), array("scales", scales, len(names))
+    ax = axes(ax, (6, 1.0 + 0.22 * len(names)))
+    height = np.arange(len(names))
+    ax.axvspan(-1, 1, color=COLORS[0], alpha=PALE / 2, linewidth=0, label="reference")
+    ax.axvline(0, color=COLORS[0], linewidth=1)
+    ax.hlines(height, locs - scales, locs + scales, color=COLORS[1], linewidth=2)
+    ax.plot(locs, height, "o", color=COLORS[1], markersize=4, label="fit")
+    ax.set_yticks(height, names)
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.set_xlabel("mean and one standard deviation, in those of the reference")
+    ax.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
+    return plain(ax)
