@@ -52,7 +52,8 @@ def ready(make, task, name, D, x, limit):
 def step_of_fit(name, D, x):
     seconds = fitted(name, D, x)
     seconds(SHORT)
-    return min((seconds(LONG) - seconds(SHORT)) / (LONG - SHORT) for _ in range(ROUNDS))
+    long, short = (min(seconds(num_steps) for _ in range(ROUNDS)) for num_steps in (LONG, SHORT))
+    return (long - short) / (LONG - SHORT)
 
 
 def milliseconds(functions):

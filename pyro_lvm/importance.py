@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -107,22 +107,35 @@ def log_weights(
                 drawn.remove_node(name)
         else:
             drawn = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
-        trace = enumerate_model(model, args, kwargs, program.max_plate_nesting, drawn)
-        outside, rows = by_row(log_density(trace), () if sites.row_plate is None else (sites.row_plate.name,))
-        for name, site in sample_sites(drawn).items():
-            log_q = masked(site, unscaled_log_prob(site))
-            dim = program.row_dim(name, site)
-            if dim is None:
-                outside = outside - log_q.sum()
-            else:
-                assert rows is not None
-                rows = rows - sum_within_rows(log_q, dim)
+        outside, rows = weigh(program, model, args, drawn)
         return {"outside": outside} if rows is None else {"outside": outside, "rows": rows}
 
     at_once = max(1, _WEIGHTS_AT_ONCE // max([len(a) for a in args if isinstance(a, Tensor) and a.dim()], default=1))
     for start in range(0, num_draws, at_once):
         drawn = repeat(once, min(at_once, num_draws - start))
         yield drawn["outside"], drawn.get("rows")
+
+
+def weigh(
+    program: Program, model: Callable, args: tuple[Any, ...], drawn: poutine.Trace
+) -> tuple[Tensor, Tensor | None]:
+    """log p(x, z) - log q(z) of one draw of the guide, enumerated sites summed out.
+
+    Returns:
+        What lies outside the row plate, a number, and each row's share, ``[N]`` (None without a row plate).
+    """
+    plate = program.sites.row_plate
+    trace = enumerate_model(model, args, program.model_kwargs, program.max_plate_nesting, drawn)
+    outside, rows = by_row(log_density(trace), () if plate is None else (plate.name,))
+    for name, site in sample_sites(drawn).items():
+        log_q = masked(site, unscaled_log_prob(site))
+        dim = program.row_dim(name, site)
+        if dim is None:
+            outside = outside - log_q.sum()
+        else:
+            assert rows is not None
+            rows = rows - sum_within_rows(log_q, dim)
+    return outside, rows
 
 
 def log_mean_and_error(log_weights: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

@@ -5,31 +5,57 @@ from __future__ import annotations
 import importlib
 import math
 from importlib import metadata
+from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
 
 _FEWEST = 5  # draws in the tail
 _ROUNDING = 1e-5  # of log-weights in float32, relative to their size
 
 
-def pareto_k(log_weights: Tensor) -> float:
-    """The shape of the tail of importance weights: their variance is finite below 1/2, and estimates useful below 0.7.
+class Smoothed(NamedTuple):
+    """Importance weights whose largest are replaced by the quantiles of a fitted Pareto distribution.
+
+    Attributes:
+        log_weights: Normalised, so that the weights sum to 1, in double precision, ``[S]``.
+        pareto_k: The shape of the tail: the variance of the weights is finite below 1/2, and estimates are useful below
+            0.7. Infinity if there are too few draws, minus infinity if the largest weights are equal.
+    """
+
+    log_weights: Tensor
+    pareto_k: float
+
+
+def smooth(log_weights: Tensor) -> Smoothed:
+    """Smooth importance weights.
 
     Args:
         log_weights: In nats, ``[S]``.
-
-    Returns:
-        The estimate; infinity if there are too few draws, minus infinity if the largest weights are equal.
     """
     num_draws = len(log_weights)
+    weights = log_weights.detach().double().cpu()
+    plain = weights - weights.logsumexp(0)
     tail = int(min(0.2 * num_draws, 3 * math.sqrt(num_draws)))
     if tail < _FEWEST:
-        return math.inf
-    largest = log_weights.double().topk(tail).values
+        return Smoothed(plain, math.inf)
+    largest = weights.topk(tail).values
     if largest[0] - largest[-1] <= _ROUNDING * (1 + largest.abs().max()):
-        return -math.inf
-    weights = (log_weights.double() - largest[0]).cpu().numpy()
+        return Smoothed(plain, -math.inf)
+    smoothed, pareto_k = _psislw((weights - largest[0]).numpy())
+    return Smoothed(torch.from_numpy(np.ascontiguousarray(smoothed, dtype=float)), pareto_k)
+
+
+def pareto_k(log_weights: Tensor) -> float:
+    """The shape of the tail of importance weights; see :class:`Smoothed`."""
+    return smooth(log_weights).pareto_k
+
+
+def _psislw(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     if metadata.version("arviz").startswith("0."):
-        return float(importlib.import_module("arviz").psislw(weights)[1])
-    array_stats = importlib.import_module("arviz_stats.base").array_stats
-    return float(array_stats.psislw(-weights)[1])  # which takes the logarithms of the inverse weights, as LOO has them
+        smoothed, k = importlib.import_module("arviz").psislw(log_weights)
+    else:
+        array_stats = importlib.import_module("arviz_stats.base").array_stats
+        smoothed, k = array_stats.psislw(-log_weights)  # which takes the logarithms of the inverse weights, as LOO has them
+    return smoothed, float(k)

@@ -1,0 +1,98 @@
+"""Draws of a fit and their log-weights, the latents of each row integrated out."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from pyro_lvm.elbo.contraction import enumerate_model, log_density
+from pyro_lvm.elbo.terms import by_row, unscaled_log_prob
+from pyro_lvm.importance import weigh
+from pyro_lvm.result import Draws, Result
+from pyro_lvm.sites import sample_sites
+from pyro_lvm.vectorize import repeat
+
+_NUM_INNER = 20  # draws of a row's latents for each of those that all rows share
+
+
+class Weights(NamedTuple):
+    """Draws of the guide, g of what all rows share and z of the rows' own, and what they weigh, in nats.
+
+    Enumerated sites are summed out.
+
+    Attributes:
+        draws: The guide's latents, ``[S, ...]``.
+        joint: log p(x, g, z) - log q(g, z), ``[S]``.
+        marginal: log p(x, g) - log q(g), z integrated out, ``[S]``; ``joint`` where that cannot be.
+        rows: log p(x_i | g), or log p(x_i | g, z) where z cannot be integrated out, ``[S, N]``; None without a row plate.
+        own: log p(x_i, z_i | g) - log q(z_i), ``[S, N]``; None where the guide does not draw a row's latents by
+            themselves.
+    """
+
+    draws: Draws
+    joint: Tensor
+    marginal: Tensor
+    rows: Tensor | None
+    own: Tensor | None
+
+
+def draw_weighted(result: Result, num_draws: int, seed: int | None = None) -> Weights:
+    """Draw from the guide of a fit, and weigh the draws.
+
+    Args:
+        result: The fit; its guide has a density.
+        num_draws: S.
+        seed: Of the draws; the fit's, if None.
+    """
+    program, args = result._program, result._arguments(())
+    sites = program.sites
+    separate = bool(sites.local_latent) and not program.couples_rows and not sites.shared_enumerated
+
+    def run(given: poutine.Trace) -> poutine.Trace:
+        guide = poutine.replay(result.guide, trace=given)
+        return prune_subsample_sites(poutine.trace(guide).get_trace(*args, **program.model_kwargs))
+
+    def once() -> dict[str, Any]:
+        drawn = run(poutine.Trace())
+        outside, rows = weigh(program, result.model, args, drawn)
+        latents = {name: drawn.nodes[name]["value"] for name in sites.latent}
+        if rows is None:
+            return {"draws": latents, "joint": outside, "marginal": outside}
+        joint = outside.double() + rows.double().sum()
+        if not separate:
+            rows = _log_likelihood_of_rows(result, args, drawn) if sites.local_latent else rows
+            return {"draws": latents, "joint": joint, "marginal": joint, "rows": rows}
+        shared = drawn.copy()
+        for name, site in sample_sites(drawn).items():
+            if program.row_dim(name, site) is not None:
+                shared.remove_node(name)
+        others = [weigh(program, result.model, args, run(shared))[1] for _ in range(_NUM_INNER - 1)]
+        integrated = torch.stack([rows, *others]).logsumexp(0) - math.log(_NUM_INNER)
+        marginal = outside.double() + integrated.double().sum()
+        return {"draws": latents, "joint": joint, "marginal": marginal, "rows": integrated, "own": rows}
+
+    with result._quiet(seed):
+        found = repeat(once, num_draws)
+    return Weights(rows=found.pop("rows", None), own=found.pop("own", None), **found)
+
+
+def _log_likelihood_of_rows(result: Result, args: tuple, drawn: poutine.Trace) -> Tensor:
+    """log p(x_i | g, z) of each row, ``[N]``.
+
+    Raises:
+        ValueError: if the density of a latent depends on an enumerated site, so that the likelihood is no factor.
+    """
+    program = result._program
+    trace = enumerate_model(result.model, args, program.model_kwargs, program.max_plate_nesting, drawn)
+    for name in program.sites.latent:
+        if unscaled_log_prob(trace.nodes[name]).dim() > program.max_plate_nesting:
+            raise ValueError(f"the prior of {name!r} depends on an enumerated site: rows have no likelihood given it")
+        trace.remove_node(name)
+    rows = by_row(log_density(trace), (program.sites.row_plate.name,))[1]
+    assert rows is not None
+    return rows
