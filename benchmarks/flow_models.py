@@ -1,6 +1,8 @@
 """The flows of `benchmarks/flows.py`, of the same sizes in each package."""
 
+import itertools
 import os
+import time
 from functools import partial
 
 import torch
@@ -201,14 +203,21 @@ class flowjax:
         self.wait(self._gradient(self.params, self.key))
 
 
-def fitted(name, D, x):
-    """A function that takes some of our training steps in the compiled loop of `lvm.fit`, and returns their seconds."""
+def step_of_fit(name, D, x, num_blocks=8, every=50):
+    """Seconds of a training step of ours in the compiled loop of `lvm.fit`: those of the quickest of its blocks."""
     import pyro_lvm as lvm
 
-    model = lvm.models.FlowDensity(ours(name, D, x).flow)
-
-    def seconds(num_steps):
-        options = {"num_steps": num_steps, "batch_size": len(x), "optim": 1e-4, "compile": True, "progress": False}
-        return lvm.fit(model, None, x.repeat(10, 1), **options).seconds
-
-    return seconds
+    model, ends = lvm.models.FlowDensity(ours(name, D, x).flow), []
+    lvm.fit(
+        model,
+        None,
+        x.repeat(10, 1),
+        num_steps=num_blocks * every,
+        batch_size=len(x),
+        optim=1e-4,
+        compile=True,
+        every=every,
+        callbacks=[lambda state: ends.append(time.perf_counter())],
+        progress=False,
+    )
+    return min(later - earlier for earlier, later in itertools.pairwise(ends)) / every

@@ -16,10 +16,9 @@ import time
 import warnings
 
 import torch
-from flow_models import BATCH, FLOWS, TASKS, fitted, flowjax, nflows, ours, pyro, zuko
+from flow_models import BATCH, FLOWS, TASKS, flowjax, nflows, ours, pyro, step_of_fit, zuko
 
 ROUNDS, SECONDS = 4, 0.4  # of each package, and of each of its rounds, at least one call
-SHORT, LONG = 20, 220  # steps of two fits, whose difference is free of what a fit begins with
 
 
 class TooLong(BaseException):
@@ -47,13 +46,6 @@ def ready(make, task, name, D, x, limit):
         return f"{type(error).__name__}: {str(error).splitlines()[0][:60]}"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def step_of_fit(name, D, x):
-    seconds = fitted(name, D, x)
-    seconds(SHORT)
-    long, short = (min(seconds(num_steps) for _ in range(ROUNDS)) for num_steps in (LONG, SHORT))
-    return (long - short) / (LONG - SHORT)
 
 
 def milliseconds(functions):

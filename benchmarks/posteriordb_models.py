@@ -147,5 +147,8 @@ def load(folder, name):
     reference = {}
     for column, full in enumerate(flat_names):
         reference.setdefault(re.sub(r"\[.*", "", full), []).append(draws[:, column])
-    stacked = {key: value[0] if len(value) == 1 and f"{key}[1]" not in flat_names else np.stack(value, -1) for key, value in reference.items()}
+    stacked = {
+        key: value[0] if len(value) == 1 and f"{key}[1]" not in flat_names else np.stack(value, -1)
+        for key, value in reference.items()
+    }
     return MODELS[name], arrays(name, data), stacked

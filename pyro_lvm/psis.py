@@ -57,5 +57,7 @@ def _psislw(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
         smoothed, k = importlib.import_module("arviz").psislw(log_weights)
     else:
         array_stats = importlib.import_module("arviz_stats.base").array_stats
-        smoothed, k = array_stats.psislw(-log_weights)  # which takes the logarithms of the inverse weights, as LOO has them
+        smoothed, k = array_stats.psislw(
+            -log_weights
+        )  # which takes the logarithms of the inverse weights, as LOO has them
     return smoothed, float(k)

@@ -34,7 +34,9 @@ def draws_by_name(given: Any, name: str = "reference_draws") -> dict[str, np.nda
         raise TypeError(f"{name}: expected {_EXPECTED}; got {type(given).__name__}")
     counts = {key: len(value) if value.ndim else 0 for key, value in found.items()}
     if not counts or len(set(counts.values())) > 1 or min(counts.values()) < 2:
-        raise ValueError(f"{name}: expected at least two draws of each variable, as many of one as of another; got {counts}")
+        raise ValueError(
+            f"{name}: expected at least two draws of each variable, as many of one as of another; got {counts}"
+        )
     for key, value in found.items():
         if not np.isfinite(value).all():
             raise ValueError(f"{name}: {key!r} has draws that are not finite")

@@ -11,6 +11,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_lvm.elbo.contraction import enumerate_model, log_density
+from pyro_lvm.elbo.look import look
 from pyro_lvm.elbo.terms import by_row, unscaled_log_prob
 from pyro_lvm.importance import weigh
 from pyro_lvm.result import Draws, Result
@@ -29,7 +30,8 @@ class Weights(NamedTuple):
         draws: The guide's latents, ``[S, ...]``.
         joint: log p(x, g, z) - log q(g, z), ``[S]``.
         marginal: log p(x, g) - log q(g), z integrated out, ``[S]``; ``joint`` where that cannot be.
-        rows: log p(x_i | g), or log p(x_i | g, z) where z cannot be integrated out, ``[S, N]``; None without a row plate.
+        rows: log p(x_i | g), or log p(x_i | g, z) where z cannot be integrated out, ``[S, N]``; None without a row
+            plate.
         own: log p(x_i, z_i | g) - log q(z_i), ``[S, N]``; None where the guide does not draw a row's latents by
             themselves.
     """
@@ -51,7 +53,6 @@ def draw_weighted(result: Result, num_draws: int, seed: int | None = None) -> We
     """
     program, args = result._program, result._arguments(())
     sites = program.sites
-    separate = bool(sites.local_latent) and not program.couples_rows and not sites.shared_enumerated
 
     def run(given: poutine.Trace) -> poutine.Trace:
         guide = poutine.replay(result.guide, trace=given)
@@ -62,7 +63,7 @@ def draw_weighted(result: Result, num_draws: int, seed: int | None = None) -> We
         outside, rows = weigh(program, result.model, args, drawn)
         latents = {name: drawn.nodes[name]["value"] for name in sites.latent}
         if rows is None:
-            return {"draws": latents, "joint": outside, "marginal": outside}
+            return {"draws": latents, "joint": outside.double(), "marginal": outside.double()}
         joint = outside.double() + rows.double().sum()
         if not separate:
             rows = _log_likelihood_of_rows(result, args, drawn) if sites.local_latent else rows
@@ -71,12 +72,14 @@ def draw_weighted(result: Result, num_draws: int, seed: int | None = None) -> We
         for name, site in sample_sites(drawn).items():
             if program.row_dim(name, site) is not None:
                 shared.remove_node(name)
-        others = [weigh(program, result.model, args, run(shared))[1] for _ in range(_NUM_INNER - 1)]
-        integrated = torch.stack([rows, *others]).logsumexp(0) - math.log(_NUM_INNER)
+        again = (weigh(program, result.model, args, run(shared))[1] for _ in range(_NUM_INNER - 1))
+        integrated = torch.stack([rows, *(r for r in again if r is not None)]).logsumexp(0) - math.log(_NUM_INNER)
         marginal = outside.double() + integrated.double().sum()
         return {"draws": latents, "joint": joint, "marginal": marginal, "rows": integrated, "own": rows}
 
     with result._quiet(seed):
+        look_at = (result.model, result.guide, args, program.model_kwargs, sites.row_plate)
+        separate = bool(sites.local_latent) and look(*look_at).separate
         found = repeat(once, num_draws)
     return Weights(rows=found.pop("rows", None), own=found.pop("own", None), **found)
 
@@ -88,6 +91,7 @@ def _log_likelihood_of_rows(result: Result, args: tuple, drawn: poutine.Trace) -
         ValueError: if the density of a latent depends on an enumerated site, so that the likelihood is no factor.
     """
     program = result._program
+    assert program.sites.row_plate is not None
     trace = enumerate_model(result.model, args, program.model_kwargs, program.max_plate_nesting, drawn)
     for name in program.sites.latent:
         if unscaled_log_prob(trace.nodes[name]).dim() > program.max_plate_nesting:
