@@ -25,6 +25,19 @@ def check_count(name: str, value: Any) -> int:
     return count
 
 
+def check_size(name: str, value: Any) -> int:
+    """A non-negative integer as a plain one.
+
+    Raises:
+        TypeError: if it is no integer.
+        ValueError: if it is negative.
+    """
+    size = _integer(name, value, "an integer, 0 or more")
+    if size < 0:
+        raise ValueError(f"{name} must be an integer, 0 or more; got {value!r}")
+    return size
+
+
 def check_positive(name: str, value: float) -> float:
     """A positive finite number as a plain float.
 
@@ -46,7 +59,7 @@ def check_order(order: Sequence[int], num_features: int) -> Tensor:
         ValueError: if it is none.
     """
     found = torch.as_tensor(order)
-    if sorted(found.tolist()) != list(range(num_features)):
+    if found.dtype != torch.int64 or sorted(found.tolist()) != list(range(num_features)):
         raise ValueError(f"order: expected the numbers from 0 to {num_features - 1}, each once, got {order}")
     return found
 

@@ -40,7 +40,8 @@ class FlowDistribution(TorchDistribution):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws with gradients, `[*sample_shape, *batch, *event]`."""
         draw, log_prob = self.rsample_and_log_prob(sample_shape)
-        self._last = draw, draw._version, log_prob, torch.is_grad_enabled()
+        if not draw.is_inference():  # tensors that count no versions
+            self._last = draw, draw._version, log_prob, torch.is_grad_enabled()
         return draw
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
@@ -55,7 +56,14 @@ class FlowDistribution(TorchDistribution):
         return y, self.base_dist.log_prob(x) - log_det
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-densities in nats, `[*]`; of the draw that was just made, without going back to the base."""
+        """Log-densities in nats, `[*]`; of the draw that was just made, without going back to the base.
+
+        Raises:
+            ValueError: If the value has another event shape.
+        """
+        event = self.event_shape
+        if value.shape[max(0, value.dim() - len(event)) :] != event:
+            raise ValueError(f"value: expected shape [*, {', '.join(map(str, event))}], got {list(value.shape)}")
         if self._last is not None:
             draw, version, log_prob, with_gradients = self._last
             # at a draw that was made without gradients, the density has some all the same

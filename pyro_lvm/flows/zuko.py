@@ -33,7 +33,8 @@ def as_flow(flow: Any) -> nn.Module:
     """
     if isinstance(flow, Flow | _ZukoFlow):
         return flow
-    if isinstance(flow, nn.Module) and any(kind.__module__.startswith("zuko.") for kind in type(flow).__mro__):
+    of_zuko = isinstance(flow, nn.Module) and any(kind.__module__.startswith("zuko.") for kind in type(flow).__mro__)
+    if of_zuko and hasattr(flow, "transform") and hasattr(flow, "base"):
         return _ZukoFlow(flow)
     raise TypeError(f"flow: expected a flow of pyro_lvm or of zuko, got {type(flow).__name__}")
 

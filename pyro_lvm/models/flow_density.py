@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import pyro
@@ -13,6 +14,7 @@ from pyro_lvm.checks import check_count, check_seed
 from pyro_lvm.data import as_tensor
 from pyro_lvm.flows import Flow, FlowDistribution, as_flow
 from pyro_lvm.models._base import AssignableModule
+from pyro_lvm.transforms import ActNorm
 
 __all__ = ["FlowDensity"]
 
@@ -48,6 +50,8 @@ class FlowDensity(AssignableModule):
     def __init__(self, flow: Any) -> None:
         super().__init__()
         self.flow = as_flow(flow)
+        norms = [part for part in self.flow.modules() if isinstance(part, ActNorm)]
+        self.initialized = any(bool(tensor.any()) for norm in norms for tensor in (norm.log_scale, norm.loc))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> None:
         """The model.
@@ -120,7 +124,7 @@ class FlowDensity(AssignableModule):
         if not isinstance(x, Tensor):
             raise TypeError(f"x: expected a tensor, got {type(x).__name__}; convert it with torch.as_tensor")
         density = self.flow(context)
-        event, dtype = density.event_shape, next(self.flow.parameters()).dtype
+        event, dtype = density.event_shape, next(chain(self.flow.parameters(), self.flow.buffers())).dtype
         if x.dim() != len(event) + 1 or x.shape[1:] != event:
             raise ValueError(f"x: expected shape [N, {', '.join(map(str, event))}], got {list(x.shape)}")
         if x.dtype != dtype:

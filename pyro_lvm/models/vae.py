@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_lvm.checks import check_choice, check_count, check_positive
-from pyro_lvm.flows import FlowDistribution, as_flow
+from pyro_lvm.flows import Flow, FlowDistribution, as_flow
 from pyro_lvm.flows._bent import bent_gaussian
 from pyro_lvm.models._base import check_rows
 from pyro_lvm.nn import MLP
@@ -117,6 +117,8 @@ class VAE(PyroModule):
             if network is not None and not isinstance(network, nn.Module):
                 raise TypeError(f"{name}: expected a torch module or None, got {network!r}")
         self.flow = None if flow is None else as_flow(flow)
+        if isinstance(self.flow, Flow):
+            self._check_features(self.flow.shape)
         self._num_context: int | None = 0 if self.flow is None else self.flow.context
         self.encoder = MLP(D, hidden, 2 * L + (self._num_context or 0)) if encoder is None else encoder
         self.decoder = MLP(L, hidden[::-1], D) if decoder is None else decoder
@@ -189,9 +191,12 @@ class VAE(PyroModule):
 
     def _bent(self, loc: Tensor, scale: Tensor, context: Tensor | None) -> FlowDistribution:
         flow = self.flow(context)
-        if flow.event_shape != loc.shape[-1:]:
-            raise ValueError(f"flow: expected {loc.shape[-1]} features, one a latent, got {list(flow.event_shape)}")
+        self._check_features(flow.event_shape)
         return bent_gaussian(flow, loc, scale)
+
+    def _check_features(self, shape: torch.Size) -> None:
+        if shape != (self.num_latents,):
+            raise ValueError(f"flow: expected {self.num_latents} features, one a latent, got {list(shape)}")
 
     def decode(self, z: Tensor) -> Tensor:
         """Logits of the Bernoulli likelihood, or locs of the normal one.

@@ -20,24 +20,29 @@ class Best:
 
     Args:
         objective: Of the fit.
-        data: Of the fit, or a part of it.
+        data: Of the fit, or a part of it; of many rows, some drawn by the seed are looked at.
+        weight: Of the rows.
         num_rows: N.
         seed: Of the draws.
     """
 
-    def __init__(self, objective: Objective, data: Data, num_rows: int | None, seed: int) -> None:
+    def __init__(
+        self, objective: Objective, data: Data, weight: Tensor | None, num_rows: int | None, seed: int
+    ) -> None:
         self.objective, self.seed = objective.with_elbo(Trace_ELBO(_DRAWS)), seed + 1
-        count = data.num_rows
-        args = data.args if count is None or count <= MOST_ROWS else data.take(slice(0, MOST_ROWS))
-        self.batch: tuple[Any, ...] = args
-        self.num_rows = None if count is None else num_rows
+        self.batch: tuple[Any, ...] = data.args
+        self.weight, self.num_rows = weight, None if data.num_rows is None else num_rows
+        if data.num_rows is not None and data.num_rows > MOST_ROWS:
+            rows = torch.randperm(data.num_rows, generator=torch.Generator().manual_seed(seed))[:MOST_ROWS]
+            self.batch = data.take(rows)
+            self.weight = None if weight is None else weight[rows.to(weight.device)]
         self.loss, self.params = torch.inf, dict[str, Tensor]()
 
     def see(self, params: dict[str, Tensor]) -> None:
         """Keep these parameters if they are the best so far."""
         with randomness.seeded(self.seed), self.objective.program.parameters.evaluating():
-            loss = self.objective.value(params, self.batch, self.num_rows)
-        if loss < self.loss:
+            loss = self.objective.value(params, self.batch, self.num_rows, self.weight)
+        if loss < self.loss or not self.params:
             self.loss, self.params = loss, {name: v.detach().clone() for name, v in params.items()}
 
     def state_dict(self) -> dict[str, Any]:

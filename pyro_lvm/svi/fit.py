@@ -154,12 +154,13 @@ def fit(
         initial = initial_values(program, init)
         start = program.parameters.start() | initial
         objective.check_start(start, program.example)
-        best = None
+        best = gaussian = None
         if isinstance(program.guide, FlowGuide):
-            best = Best(objective, tensors, total, seed)
-            if init is None and (path is None or not path.exists()):  # a checkpoint is further on
-                options = (batches, total, optim, clip, compile, -(-num_steps // 2), seed)
-                start |= fitted_gaussian(objective, program.guide, example, *options)
+            best = Best(objective, tensors, weight, total, seed)
+            if init is None and not program.guide.fitted and (path is None or not path.exists()):
+                options = (batches, total, optim, clip, compile, -(-num_steps // 2), seed, progress)
+                values, gaussian = fitted_gaussian(objective, program.guide, example, *options)
+                start |= values
         loop = EagerLoop(objective, start, batches, total, optim, scheduler, clip)
         kept = None
         if path is not None:
@@ -186,7 +187,13 @@ def fit(
         chosen = choose_loop(loop, compile, num_steps, seed, watched=bool(callbacks or scheduler), recorded=recorded)
         run = Run(objective, chosen, held_out, num_steps, every, list(callbacks), kept, seed, best)
         run.seconds = time.perf_counter() - began
-        return run.finish(progress)
+        if gaussian is not None:
+            run.seconds += gaussian.seconds
+            run.finished = gaussian.num_steps < -(-num_steps // 2)  # by Ctrl-C
+        result = run.finish(progress)
+        if isinstance(program.guide, FlowGuide):
+            program.guide.fitted = True
+        return result
 
 
 def _check_batches(batch_size: int | None, num_rows: int | None) -> None:

@@ -11,6 +11,7 @@ from pyro_lvm.guides import FlowGuide
 from pyro_lvm.svi.choice import choose_loop
 from pyro_lvm.svi.loop import EagerLoop
 from pyro_lvm.svi.objective import Objective
+from pyro_lvm.svi.result import SVIResult
 from pyro_lvm.svi.run import Run
 
 
@@ -25,7 +26,8 @@ def fitted_gaussian(
     compile: bool | str,
     num_steps: int,
     seed: int,
-) -> dict[str, Tensor]:
+    progress: bool,
+) -> tuple[dict[str, Tensor], SVIResult]:
     """The parameters of the model, and of the Gaussian under the flow, after a fit without the flow.
 
     Args:
@@ -39,9 +41,10 @@ def fitted_gaussian(
         compile: See :func:`pyro_lvm.fit`.
         num_steps: Of this fit.
         seed: Of the fit.
+        progress: Whether to show a progress bar.
 
     Returns:
-        Unconstrained values by their names in the fit with the flow.
+        Unconstrained values by their names in the fit with the flow, and how the fit went.
     """
     gaussian = guide.gaussian()
     alone = Objective(
@@ -54,9 +57,10 @@ def fitted_gaussian(
     alone.prepare(objective.program.data, example, objective.weighted)
     loop = EagerLoop(alone, alone.program.parameters.start(), batches, num_rows, optim, None, clip)
     chosen = choose_loop(loop, compile, num_steps, seed, watched=False)
-    Run(alone, chosen, None, num_steps, num_steps, [], None, seed).finish(progress=False)
+    result = Run(alone, chosen, None, num_steps, num_steps, [], None, seed).finish(progress)
     there, here = f"{gaussian._pyro_name}.", f"{guide._pyro_name}."
-    return {
+    values = {
         here + name.removeprefix(there) if name.startswith(there) else name: value.detach()
         for name, value in chosen.params.items()
     }
+    return values, result

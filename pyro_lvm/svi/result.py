@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyro_lvm import files, randomness
 from pyro_lvm.data import Data, arguments_of, fingerprint
+from pyro_lvm.guides import FlowGuide
 from pyro_lvm.modules import awaits_start
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
@@ -124,4 +125,6 @@ def restored(program: Program, state: Mapping[str, Any], path: files.FilePath) -
     parameters.write_untrained({path: values[path] for path in parameters.untrained()})
     if (owner := awaits_start(program.model)) is not None:
         owner.initialized = True
+    if isinstance(program.guide, FlowGuide):
+        program.guide.fitted = True
     return values

@@ -125,11 +125,14 @@ class Layer(nn.Module):
                 transformed, or broadcast to it.
 
         Raises:
+            TypeError: If the context is no tensor.
             ValueError: If a context is missing, unexpected, or of another size.
         """
         if context is None and self.context:
             raise ValueError(f"context: expected a tensor [*, {self.context}], got none")
-        if context is not None and context.shape[-1] != self.context:
+        if not isinstance(context, Tensor | None):
+            raise TypeError(f"context: expected a tensor, got {type(context).__name__}")
+        if context is not None and context.shape[-1:] != (self.context,):
             expected = f"shape [*, {self.context}]" if self.context else "none, for this layer takes none"
             raise ValueError(f"context: expected {expected}, got shape {list(context.shape)}")
         return self.transform(context)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_NUM_STEPS = 10  # to the rounding of double precision, for m up to 10,000
+_NUM_STEPS = 6  # to the rounding of double precision
 _NUM_LAST_STEPS = 2  # with gradients: derivatives are right up to the third
 
 
@@ -26,9 +26,13 @@ def unbend(y: Tensor, middle: Tensor) -> Tensor:
         middle: The slopes at zero, `[*]`.
     """
     with torch.no_grad():
-        size = y.abs()
-        below = torch.maximum(size / middle, size + 1 - middle)
-        lack = (1 - middle).clamp(min=torch.finfo(y.dtype).tiny)
+        size, tiny = y.abs(), torch.finfo(y.dtype).tiny
+        more = (middle - 1).clamp(min=tiny)
+        straight = size - more
+        gap = ((2 * more).log() / 2 - straight).clamp(min=1)  # x is no further up, for 1 - tanh x < 2 exp(-2 x)
+        bent = ((2 * more - gap).clamp(min=tiny) / gap).log() / 2  # where tanh x is as large as it then must be
+        below = torch.maximum(torch.maximum(size / middle, straight), bent)
+        lack = (1 - middle).clamp(min=tiny)
         cube = 5 * size / lack  # at most that of x, up to 1: x - tanh x is at least its fifth
         above = torch.minimum(size / middle, torch.where(cube < 1, cube ** (1 / 3), size + lack))
         x = torch.where(middle > 1, below, above) * y.sign()

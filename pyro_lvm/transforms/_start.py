@@ -9,5 +9,6 @@ _SHARE = 0.01  # of the usual weights: gradients reach what lies before
 
 def near_zero(layer: Any) -> None:
     """Shrink the weights of a network's last layer, so that its outputs are near zero."""
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     layer.weight.data.mul_(_SHARE)

@@ -61,7 +61,7 @@ class Spline(Univariate):
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Univariate`."""
         inside, at, bin = self._locate(x, params, by_value=False)
-        share = (at - bin.left) / bin.width
+        share = ((at - bin.left) / bin.width).clamp(0, 1)
         y = bin.bottom + bin.height * (bin.slope * share.square() + bin.before * share * (1 - share)) / bin.below(share)
         return torch.where(inside, y, x), torch.where(inside, bin.log_slope(share), 0.0)
 
@@ -73,7 +73,8 @@ class Spline(Univariate):
         a = bin.height * (bin.slope - bin.before) + bend
         b = bin.height * bin.before - bend
         c = -bin.slope * up
-        share = 2 * c / (-b - (b.square() - 4 * a * c).sqrt())
+        discriminant = (b.square() - 4 * a * c).clamp(min=torch.finfo(y.dtype).tiny)  # negative by rounding
+        share = (2 * c / (-b - discriminant.sqrt())).clamp(0, 1)
         return torch.where(inside, bin.left + share * bin.width, y), torch.where(inside, -bin.log_slope(share), 0.0)
 
     def _locate(self, at: Tensor, params: Tensor, by_value: bool) -> tuple[Tensor, Tensor, _Bin]:

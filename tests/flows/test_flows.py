@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pyro
 import pytest
 import torch
 
 import pyro_lvm as lvm
 from pyro_lvm.flows import IAF, MAF, NSF, Flow, LinearFlow, Planar, RealNVP, Sylvester
-from pyro_lvm.transforms import ActNorm, Conv1x1, ImageCoupling, PLULinear, Squeeze, checkerboard_mask
+from pyro_lvm.transforms import ActNorm, Conv1x1, ImageCoupling, PLULinear, Squeeze, Stack, checkerboard_mask
 
 FLOWS = {
     "maf": lambda D, c: MAF(D, 2, (8, 8), c),
@@ -178,3 +179,101 @@ def test_images():
 def test_what_makes_no_flow_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+# What a distribution remembers ------------------------------------------------------------------------------------
+
+
+def test_a_draw_that_is_changed_is_not_remembered():
+    density = flow_of("maf", 3)()
+    draw = density.sample((5,))
+    same = density.log_prob(draw)
+    draw.add_(0.5)
+    torch.testing.assert_close(density.log_prob(draw), density.log_prob(draw.clone()))
+    assert (density.log_prob(draw) - same).abs().min() > 1e-3
+
+
+def test_a_draw_without_gradients_has_a_density_with_some():
+    flow = flow_of("maf", 3)
+    density = flow()
+    draw = density.sample((5,))
+    assert density.log_prob(draw).requires_grad
+
+
+def test_flows_work_in_inference_mode():
+    flow = flow_of("nsf", 3)
+    with torch.inference_mode():
+        density = flow()
+        draws = density.sample((5,))
+        assert density.log_prob(draws).isfinite().all()
+    assert lvm.models.FlowDensity(flow).sample(4).shape == (4, 3)
+
+
+# Shapes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("shape", [(5, 4), (5, 1), (5, 2), (), (4,)])
+def test_values_of_another_width_are_refused(name, shape):
+    with pytest.raises(ValueError, match=r"value: expected shape \[\*, 3\]"):
+        flow_of(name, 3)().log_prob(torch.zeros(shape).double())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Flow([ActNorm(3)], 1),
+        lambda: Flow([ActNorm(3)], 2),
+        lambda: Flow([Planar(3).stack.layers[0]], 1),
+        lambda: Flow([PLULinear(3)], 2),
+        lambda: Flow([ActNorm(3, images=True)], (1, 2, 2)),
+        lambda: Flow([Squeeze()], (1, 3, 3)),
+    ],
+)
+def test_layers_of_another_width_are_refused(make):
+    with pytest.raises(ValueError, match=r"shape: .* does not fit the layers"):
+        make()
+
+
+@pytest.mark.parametrize(
+    "context, error, message",
+    [
+        ([0.0, 1.0], TypeError, "context: expected a tensor, got list"),
+        (torch.tensor(1.0), ValueError, "context: expected shape"),
+        (torch.zeros(4, 2, dtype=torch.float64), ValueError, "context: expected torch.float32"),
+    ],
+)
+@pytest.mark.parametrize("name", ["maf", "real-nvp", "plu"])
+def test_wrong_contexts_are_refused(name, context, error, message):
+    with pytest.raises(error, match=message):
+        FLOWS[name](3, 2)(context)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+@pytest.mark.parametrize("context, error", [(-1, ValueError), (1.5, TypeError)])
+def test_sizes_of_contexts_are_integers(name, context, error):
+    with pytest.raises(error, match="context must be an integer, 0 or more"):
+        FLOWS[name](3, context)
+
+
+def test_sizes_of_numpy_are_sizes():
+    assert RealNVP(np.int64(3))().event_shape == (3,)
+
+
+# Starts from data -------------------------------------------------------------------------------------------------
+
+
+def test_layers_within_a_stack_start_from_data_too():
+    flow = Flow([Stack([PLULinear(2), ActNorm(2)]), PLULinear(2)], 2)
+    data = 3 + 2 * torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+    flow.initialize(data)
+    base = flow().transform.inv(data)
+    torch.testing.assert_close(base.mean(0), torch.zeros(2), rtol=0, atol=1e-5)
+    torch.testing.assert_close(base.std(0, correction=0), torch.ones(2), rtol=0, atol=1e-5)
+
+
+def test_a_constant_feature_starts_at_a_finite_scale():
+    layer = ActNorm(2)
+    layer.initialize(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
+    assert layer.log_scale.isfinite().all()
+    assert layer().inv(torch.tensor([[2.0, 5.0]])).tolist() == [[0.0, 0.0]]

@@ -11,7 +11,15 @@ from torch.distributions import MultivariateNormal
 import pyro_lvm as lvm
 from pyro_lvm.flows import MAF, NSF, Flow, LinearFlow, as_flow
 from pyro_lvm.models import FlowDensity
-from pyro_lvm.transforms import ActNorm, ImageCoupling, PLULinear, Transform, channel_mask, checkerboard_mask
+from pyro_lvm.transforms import (
+    ActNorm,
+    ImageCoupling,
+    Permutation,
+    PLULinear,
+    Transform,
+    channel_mask,
+    checkerboard_mask,
+)
 
 from .. import zuko_flows
 from ..flows.test_flows import flow_of
@@ -178,3 +186,16 @@ def test_a_loaded_density_is_not_started_anew():
     lvm.fit(second, None, torch.randn(50, 2), num_steps=1, optim=1e-9, progress=False)
     for old, new in zip(first.parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(new, old, rtol=0, atol=1e-6)
+
+
+def test_a_flow_that_was_trained_is_not_started_anew_by_another_density(rows):
+    flow = lvm.flows.Flow([ActNorm(3)], 3)
+    first = FlowDensity(flow).initialize(rows)
+    assert first.initialized
+    assert FlowDensity(flow).initialized
+    assert not FlowDensity(lvm.flows.Flow([ActNorm(3)], 3)).initialized
+
+
+def test_a_flow_without_parameters_has_a_density():
+    density = FlowDensity(lvm.flows.Flow([Permutation([1, 0])], 2))
+    torch.testing.assert_close(density.log_prob(torch.zeros(3, 2)), torch.full((3,), -math.log(2 * math.pi)))

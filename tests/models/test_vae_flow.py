@@ -126,7 +126,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(TypeError, match="flow: expected a flow of pyro_lvm or of zuko, got str"):
         VAE(5, 2, flow="iaf")
     with pytest.raises(ValueError, match="flow: expected 2 features, one a latent, got \\[3\\]"):
-        VAE(5, 2, flow=IAF(3)).guide(x)
+        VAE(5, 2, flow=IAF(3))
     with pytest.raises(ValueError, match=r"output of shape \[4, 7\] \(loc and log-scale, and 3 numbers for the flow\)"):
         VAE(5, 2, encoder=nn.Linear(5, 4), flow=IAF(2, context=3)).guide(x)
 

@@ -1,6 +1,7 @@
 """Guides that are Gaussians bent by flows: exact posteriors, bent ones, and what they are never worse than."""
 
 import math
+import signal
 
 import pyro
 import pyro.distributions as dist
@@ -9,8 +10,10 @@ import torch
 from torch.distributions import constraints
 
 import pyro_lvm as lvm
+from pyro_lvm.data import Data
 from pyro_lvm.flows import IAF, MAF
 from pyro_lvm.guides import FlowGuide
+from pyro_lvm.svi.best import Best
 
 from .. import zuko_flows
 
@@ -179,3 +182,125 @@ def test_the_best_parameters_before_a_checkpoint_are_not_lost(tmp_path):
 def test_wrong_flows_are_refused(flow, base, error, message):
     with pytest.raises(error, match=message):
         lvm.fit(regression, FlowGuide(regression, flow, base=base), Y, num_steps=2, progress=False)
+
+
+# Which parameters are kept -----------------------------------------------------------------------------------------
+
+
+def location(y):
+    loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+
+def test_rows_without_weight_have_no_say():
+    y = torch.cat([torch.full((20,), -5.0), torch.full((20,), 5.0)])
+    weight = torch.cat([torch.zeros(20), torch.ones(20)])
+    guide = FlowGuide(location, small)
+    result = lvm.fit(location, guide, y, sample_weight=weight, num_steps=300, optim=0.05, progress=False)
+    exact = torch.distributions.Normal(100 / 20.01, 20.01**-0.5)
+    assert abs(result.sample(2_000)["loc"].mean() - exact.mean) < 0.5 * exact.stddev
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_of_many_rows_some_from_everywhere_are_looked_at(monkeypatch, weighted):
+    """Rows in order; the estimate for all is right within four standard errors of the rows that are drawn."""
+    y = torch.cat([torch.full((500,), -1.0), torch.full((1_500,), 3.0)])
+    weight = torch.tensor([0.5, 1.5]).repeat(1_000) if weighted else None
+    objective = lvm.Objective(location, "mean_field")
+    objective.prepare(Data((y,)), (y,), weighted=weighted)
+    values = objective.program.parameters.start()
+
+    def loss(most_rows, rows=slice(None)):
+        monkeypatch.setattr("pyro_lvm.svi.best.MOST_ROWS", most_rows)
+        part = None if weight is None else weight[rows]
+        best = Best(objective, Data((y[rows],)), part, len(y[rows]), seed=0)
+        best.see(values)
+        return best.loss
+
+    ends = loss(500, slice(0, 500)) / 500, loss(500, slice(1_500, 2_000)) / 500
+    each = torch.tensor(ends).repeat_interleave(torch.tensor([500, 1_500])) * (1.0 if weight is None else weight)
+    assert abs(loss(200) - loss(2_000)) < 4 * 2_000 * each.std() / 200**0.5
+
+
+def test_a_minibatch_fit_is_judged_by_all_rows():
+    y = torch.cat([torch.full((20,), -1.0), torch.full((60,), 3.0)])
+    guide = FlowGuide(location, small)
+    result = lvm.fit(location, guide, y, batch_size=8, num_steps=400, optim=0.05, progress=False)
+    assert abs(result.sample(2_000)["loc"].mean() - 160 / 80.01) < 0.7 * 80.01**-0.5
+
+
+def test_an_elbo_that_is_never_finite_leaves_some_parameters(monkeypatch):
+    objective = lvm.Objective(location, "mean_field")
+    objective.prepare(Data((Y,)), (Y,))
+    best = Best(objective, Data((Y,)), None, 4, seed=0)
+    monkeypatch.setattr(type(best.objective), "value", lambda *args: math.nan)
+    values = objective.program.parameters.start()
+    best.see(values)
+    assert best.params.keys() == values.keys()
+
+
+# What the guide is ----------------------------------------------------------------------------------------------
+
+
+def test_a_full_base_is_the_gaussian_of_its_matrix():
+    """With all of its flow at zero, the guide is N(loc, S L L' S), at its draws and at any other points."""
+    guide = FlowGuide(regression, base="full_rank")
+    with pyro.get_param_store().scope():
+        guide(Y)
+    with torch.no_grad():
+        for parameter in guide.flow.parameters():
+            parameter.zero_()
+        guide.loc.copy_(torch.tensor([1.0, -2.0]))
+        guide.scale, guide.scale_tril = torch.tensor([0.5, 3.0]), torch.tensor([[1.0, 0.0], [-0.7, 1.0]])
+    factor = torch.tensor([[0.5, 0.0], [-0.7 * 3.0, 3.0]])
+    exact = torch.distributions.MultivariateNormal(torch.tensor([1.0, -2.0]), scale_tril=factor)
+    posterior = guide.get_posterior()
+    x = 3 * torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(posterior.log_prob(x), exact.log_prob(x))
+    draws, log_prob = posterior.rsample_and_log_prob((20,))
+    torch.testing.assert_close(log_prob, exact.log_prob(draws))
+
+
+# Fits after fits -----------------------------------------------------------------------------------------------
+
+
+def test_a_guide_that_is_fitted_again_goes_on(tmp_path):
+    guide = FlowGuide(banana, small)
+    first = lvm.fit(banana, guide, num_steps=600, optim=0.02, progress=False)
+    reached, error = elbo(banana, guide, first)
+    again = lvm.fit(banana, guide, num_steps=2, optim=1e-6, progress=False)
+    assert elbo(banana, guide, again)[0] > reached - 4 * error
+    first.save(tmp_path / "fit.pt")
+    other = FlowGuide(banana, small)
+    lvm.load(tmp_path / "fit.pt", banana, other)
+    third = lvm.fit(banana, other, num_steps=2, optim=1e-6, progress=False)
+    assert elbo(banana, other, third)[0] > reached - 4 * error
+
+
+def test_a_resumed_fit_fits_no_gaussian(tmp_path, monkeypatch):
+    path, options = tmp_path / "c", {"num_steps": 40, "every": 10, "progress": False}
+    stop = [lambda state: state.step >= 20]
+    lvm.fit(banana, FlowGuide(banana, small), checkpoint=path, callbacks=stop, **options)
+
+    def refuse(*args):
+        raise AssertionError("the Gaussian was fitted again")
+
+    monkeypatch.setattr("pyro_lvm.svi.fit.fitted_gaussian", refuse)
+    result = lvm.fit(banana, FlowGuide(banana, small), checkpoint=path, callbacks=stop, **options)
+    assert result.num_steps == 20
+
+
+def test_ctrl_c_while_the_gaussian_is_fitted_ends_the_fit():
+    runs = []
+
+    def model():
+        runs.append(None)
+        if len(runs) == 60:
+            signal.raise_signal(signal.SIGINT)
+        banana()
+
+    result = lvm.fit(model, FlowGuide(model, small), num_steps=400, compile=False, progress=False)
+    assert result.num_steps == 0
+    assert len(runs) < 150
+    assert result.sample(10)["x"].isfinite().all()

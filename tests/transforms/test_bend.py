@@ -6,10 +6,11 @@ import pytest
 import torch
 from scipy.optimize import brentq
 
+from pyro_lvm.transforms import _bend
 from pyro_lvm.transforms._bend import slope, unbend
 
-MIDDLES = [1e-30, 1e-6, 0.01, 0.5, 1.0, 1.5, 30.0, 9_000.0]
-VALUES = [0.0, 1e-12, 1e-3, 0.4, 1.0, 7.0, 29.0, 9_000.0, 1e4, 1e7]
+MIDDLES = [1e-30, 1e-6, 0.01, 0.5, 1.0, 1.5, 30.0, 9_000.0, 1e6, 1e9]
+VALUES = [0.0, 1e-12, 1e-3, 0.4, 1.0, 7.0, 29.0, 9_000.0, 1e6, 1.0001e6, 1e9]
 
 
 @pytest.mark.parametrize("middle", MIDDLES)
@@ -38,3 +39,16 @@ def test_single_precision_and_broadcasting():
     x = unbend(y, m)
     assert x.shape == (4, 101)
     torch.testing.assert_close(x + (m - 1) * x.tanh(), y.expand(4, 101), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_steps", range(6))
+def test_no_step_goes_beyond_the_root(num_steps, monkeypatch):
+    """But for its own rounding: from below where the bend is concave, from above where it is convex."""
+    m = torch.tensor([1e-3, 0.05, 0.4, 0.9, 1.2, 4.0, 80.0, 1e5, 1e9], dtype=torch.float64).unsqueeze(-1)
+    y = torch.logspace(-8, 10, 400, dtype=torch.float64).expand(len(m), -1)
+    root = unbend(y, m)
+    monkeypatch.setattr(_bend, "_NUM_LAST_STEPS", 0)
+    monkeypatch.setattr(_bend, "_NUM_STEPS", num_steps)
+    rounding = 1e-15 * ((root + m) / slope(root.tanh(), m) + root)
+    beyond = (unbend(y, m) - root) * torch.where(m > 1, 1, -1)
+    assert (beyond <= 4 * rounding).all()

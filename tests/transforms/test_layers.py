@@ -91,20 +91,21 @@ def test_torch_and_pyro_get_the_same(name, context):
     assert cached.inv(cached(x)) is x
 
 
+@pytest.mark.parametrize("context", [0, CONTEXT])
 @every_layer
-def test_starts_near_the_identity(name):
+def test_starts_near_the_identity(name, context):
     case = LAYERS[name]
     torch.manual_seed(0)
-    layer = case.make()
-    if name in ("permutation", "plu-ordered", "squeeze"):
+    if name in ("permutation", "plu-ordered", "squeeze") or (context and not case.takes_context):
         return
+    layer = case.make(context=context) if context else case.make()
     x = points(case.shape, 100, dtype=torch.float32)
-    transform = layer()
-    if name == "stack":
-        transform = layer.layers[0]()
+    given = torch.randn(100, context) if context else None
+    first = layer.layers[0] if name == "stack" else layer
+    transform = first(given if first.context else None)
     y, log_det = transform.forward_and_log_det(x)
     assert (y - x).abs().max() < 0.2
-    assert log_det.abs().max() < 0.2
+    assert log_det.abs().max() < 0.04 * math.prod(case.shape)
 
 
 # Shapes -------------------------------------------------------------------------------------------------------------
