@@ -52,16 +52,19 @@ targets = {
 }
 
 # %%
-# Five flows
-# ----------
+# Eight flows
+# -----------
 #
 # ``LinearFlow`` is a normal distribution with any covariance. ``RealNVP`` moves and scales one coordinate at a time, by
 # what the other one says, and ``MAF`` does so in both coordinates in turn; ``NSF`` bends by splines instead. All have
-# their density in one pass. Those of ``Planar`` and ``Sylvester`` take Newton's method at each point: these are made
-# for guides, where only draws are asked for.
+# their density in one pass. Those of ``Planar`` and ``Sylvester`` take Newton's method at each point, and that of
+# ``IAF`` goes coordinate by coordinate: these are made for guides, where only draws are asked for.
 
 FLOWS = {
     "LinearFlow": lambda: lvm.flows.LinearFlow(2),
+    "Planar": lambda: lvm.flows.Planar(2, 8),
+    "Sylvester": lambda: lvm.flows.Sylvester(2, 4),
+    "IAF": lambda: lvm.flows.IAF(2),
     "RealNVP": lambda: lvm.flows.RealNVP(2),
     "MAF": lambda: lvm.flows.MAF(2),
     "NSF coupling": lambda: lvm.flows.NSF(2, num_transforms=4, coupling=True),
@@ -97,9 +100,9 @@ for data, target in targets.items():
 # missing is the divergence of the flow from it, KL(truth || flow).
 
 columns = ["truth", *FLOWS]
-print(f"{'':14}" + "".join(f"{name:>14}" for name in columns))
+print(f"{'':14}" + "".join(f"{name:>13}" for name in columns))
 for data, row in scores.items():
-    print(f"{data:14}" + "".join(f"{row[name]:14.2f}" for name in columns))
+    print(f"{data:14}" + "".join(f"{row[name]:13.2f}" for name in columns))
 
 # %%
 # The pictures
@@ -109,7 +112,7 @@ for data, row in scores.items():
 # Splines make them thin, in few layers. Moves and scales alone leave broad ones: after as many steps ``RealNVP`` and
 # ``MAF`` have no rings, and score little better than a normal distribution there.
 
-figure, axes = plt.subplots(3, len(columns), figsize=(12, 6.3), layout="constrained")
+figure, axes = plt.subplots(3, len(columns), figsize=(14, 5.2), layout="constrained")
 for i, (data, row) in enumerate(pictures.items()):
     for ax, name in zip(axes[i], columns, strict=True):
         ax.imshow(

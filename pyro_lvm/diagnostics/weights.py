@@ -15,10 +15,11 @@ from pyro_lvm.elbo.look import look
 from pyro_lvm.elbo.terms import by_row, unscaled_log_prob
 from pyro_lvm.importance import weigh
 from pyro_lvm.result import Draws, Result
-from pyro_lvm.sites import sample_sites
+from pyro_lvm.sites import prior_trace, sample_sites
 from pyro_lvm.vectorize import repeat
 
 _NUM_INNER = 20  # draws of a row's latents for each of those that all rows share
+_NUM_PRIOR = 100  # the same from the prior, which is wider
 
 
 class Weights(NamedTuple):
@@ -30,8 +31,8 @@ class Weights(NamedTuple):
         draws: The guide's latents, ``[S, ...]``.
         joint: log p(x, g, z) - log q(g, z), ``[S]``.
         marginal: log p(x, g) - log q(g), z integrated out, ``[S]``; ``joint`` where that cannot be.
-        rows: log p(x_i | g), or log p(x_i | g, z) where z cannot be integrated out, ``[S, N]``; None without a row
-            plate.
+        rows: log p(x_i | g), z integrated out by draws of the guide, or of the prior where the guide draws the latents
+            of all rows together, ``[S, N]``; None without a row plate.
         own: log p(x_i, z_i | g) - log q(z_i), ``[S, N]``; None where the guide does not draw a row's latents by
             themselves.
     """
@@ -58,6 +59,13 @@ def draw_weighted(result: Result, num_draws: int, seed: int | None = None) -> We
         guide = poutine.replay(result.guide, trace=given)
         return prune_subsample_sites(poutine.trace(guide).get_trace(*args, **program.model_kwargs))
 
+    def shared_part(drawn: poutine.Trace) -> poutine.Trace:
+        shared = drawn.copy()
+        for name, site in sample_sites(drawn).items():
+            if program.row_dim(name, site) is not None:
+                shared.remove_node(name)
+        return shared
+
     def once() -> dict[str, Any]:
         drawn = run(poutine.Trace())
         outside, rows = weigh(program, result.model, args, drawn)
@@ -66,12 +74,9 @@ def draw_weighted(result: Result, num_draws: int, seed: int | None = None) -> We
             return {"draws": latents, "joint": outside.double(), "marginal": outside.double()}
         joint = outside.double() + rows.double().sum()
         if not separate:
-            rows = _log_likelihood_of_rows(result, args, drawn) if sites.local_latent else rows
+            rows = _by_prior(result, args, shared_part(drawn)) if sites.local_latent else rows
             return {"draws": latents, "joint": joint, "marginal": joint, "rows": rows}
-        shared = drawn.copy()
-        for name, site in sample_sites(drawn).items():
-            if program.row_dim(name, site) is not None:
-                shared.remove_node(name)
+        shared = shared_part(drawn)
         again = (weigh(program, result.model, args, run(shared))[1] for _ in range(_NUM_INNER - 1))
         integrated = torch.stack([rows, *(r for r in again if r is not None)]).logsumexp(0) - math.log(_NUM_INNER)
         marginal = outside.double() + integrated.double().sum()
@@ -84,19 +89,25 @@ def draw_weighted(result: Result, num_draws: int, seed: int | None = None) -> We
     return Weights(rows=found.pop("rows", None), own=found.pop("own", None), **found)
 
 
-def _log_likelihood_of_rows(result: Result, args: tuple, drawn: poutine.Trace) -> Tensor:
-    """log p(x_i | g, z) of each row, ``[N]``.
+def _by_prior(result: Result, args: tuple[Any, ...], shared: poutine.Trace) -> Tensor:
+    """log p(x_i | g) of each row, its latents drawn from their prior, ``[N]``.
+
+    It is biased down by half the relative variance of the likelihood under the prior, over the number of draws.
 
     Raises:
         ValueError: if the density of a latent depends on an enumerated site, so that the likelihood is no factor.
     """
-    program = result._program
+    program, kwargs = result._program, result._program.model_kwargs
     assert program.sites.row_plate is not None
-    trace = enumerate_model(result.model, args, program.model_kwargs, program.max_plate_nesting, drawn)
-    for name in program.sites.latent:
-        if unscaled_log_prob(trace.nodes[name]).dim() > program.max_plate_nesting:
-            raise ValueError(f"the prior of {name!r} depends on an enumerated site: rows have no likelihood given it")
-        trace.remove_node(name)
-    rows = by_row(log_density(trace), (program.sites.row_plate.name,))[1]
-    assert rows is not None
-    return rows
+    found = []
+    for _ in range(_NUM_PRIOR):
+        drawn = prior_trace(poutine.replay(result.model, trace=shared), *args, **kwargs)
+        for name in set(sample_sites(drawn)) - set(program.sites.latent):
+            drawn.remove_node(name)
+        trace = enumerate_model(result.model, args, kwargs, program.max_plate_nesting, drawn)
+        for name in program.sites.latent:
+            if unscaled_log_prob(trace.nodes[name]).dim() > program.max_plate_nesting:
+                raise ValueError(f"the prior of {name!r} depends on an enumerated site: rows have no likelihood by it")
+            trace.remove_node(name)
+        found.append(by_row(log_density(trace), (program.sites.row_plate.name,))[1])
+    return torch.stack([rows for rows in found if rows is not None]).logsumexp(0) - math.log(_NUM_PRIOR)

@@ -1,0 +1,150 @@
+"""Leave-one-out from draws of guides, against exact leave-one-out of conjugate models."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyro_lvm as lvm
+from pyro_lvm.diagnostics.loo import leave_one_out
+from pyro_lvm.diagnostics.weights import draw_weighted
+
+PRIOR, WITHIN, NOISE = 3.0, 0.7, 0.5
+S, SEEDS = 2_000, range(6)
+
+
+def rows(count):
+    return torch.randn(count, generator=torch.Generator().manual_seed(0)) + 2.0
+
+
+def shared(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, PRIOR))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(mu, math.hypot(WITHIN, NOISE)), obs=y)
+
+
+def nested(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, PRIOR))
+    with pyro.plate("rows", len(y)):
+        z = pyro.sample("z", dist.Normal(mu, WITHIN))
+        pyro.sample("y", dist.Normal(z, NOISE), obs=y)
+
+
+def exact(y):
+    """log p(y_i | y_-i), the same for both models."""
+    variance = WITHIN**2 + NOISE**2
+    found = []
+    for i in range(len(y)):
+        others = torch.cat([y[:i], y[i + 1 :]])
+        precision = PRIOR**-2 + len(others) / variance
+        loc = others.sum() / variance / precision
+        found.append(dist.Normal(loc, (1 / precision + variance) ** 0.5).log_prob(y[i]))
+    return torch.stack(found).double()
+
+
+def off_target(y):
+    """A posterior half an sd too low, and half as wide again."""
+    variance = WITHIN**2 + NOISE**2
+    precision = PRIOR**-2 + len(y) / variance
+    sd = precision**-0.5
+    shift = pyro.param("shift", torch.tensor(-0.5))
+    return pyro.sample("mu", dist.Normal(y.sum() / variance / precision + shift * sd, 1.5 * sd))
+
+
+def off_target_nested(y):
+    """The same, and the latents of the rows a quarter wider than they are given the mean."""
+    mu = off_target(y)
+    precision = WITHIN**-2 + NOISE**-2
+    with pyro.plate("rows", len(y)):
+        loc = (mu / WITHIN**2 + y / NOISE**2) / precision
+        pyro.sample("z", dist.Normal(loc, 1.25 * precision**-0.5))
+
+
+def elpds(result, corrected=True):
+    found = [leave_one_out(draw_weighted(result, S, seed), corrected) for seed in SEEDS]
+    assert max(loo.pareto_k.max() for loo in found) < 0.7
+    return torch.tensor([loo.elpd for loo in found]).double(), found
+
+
+def check(result, y):
+    values, found = elpds(result)
+    error = values.std() / len(values) ** 0.5
+    assert abs(values.mean() - exact(y).sum()) < 3 * error + 1e-3
+    torch.testing.assert_close(torch.stack([loo.rows for loo in found]).mean(0), exact(y), rtol=0, atol=0.02)
+    assert found[0].standard_error == pytest.approx((exact(y).var() * len(y)).sqrt().item(), rel=0.02)
+    assert found[0].num_unreliable == 0
+
+
+def fitted(model, guide, y, **options):
+    return lvm.fit(model, guide, y, progress=False, **options)
+
+
+def test_a_guide_that_is_off_is_corrected():
+    """Without the correction the sum is off by many standard errors."""
+    y = rows(25)
+    result = fitted(shared, off_target, y, num_steps=1, optim=1e-9)
+    check(result, y)
+    values, _ = elpds(result, corrected=False)
+    assert abs(values.mean() - exact(y).sum()) > 10 * values.std() / len(values) ** 0.5
+
+
+def test_latents_of_the_rows_are_integrated_out():
+    y = rows(25)
+    result = fitted(nested, off_target_nested, y, num_steps=1, optim=1e-9)
+    weights = draw_weighted(result, S)
+    assert weights.own.shape == weights.rows.shape == (S, 25)
+    assert weights.draws["z"].shape == (S, 25)
+    torch.testing.assert_close(weights.joint - weights.marginal, (weights.own - weights.rows).double().sum(-1))
+    variance = WITHIN**2 + NOISE**2
+    rowwise = dist.Normal(weights.draws["mu"][:, None], variance**0.5).log_prob(y)
+    assert (weights.rows - rowwise).abs().mean() < 0.1  # by twenty draws
+    check(result, y)
+
+
+def test_latents_that_are_drawn_together_are_integrated_out_by_their_prior():
+    """A hundred draws are enough where a row says little of its own latent."""
+
+    def weak(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, PRIOR))
+        with pyro.plate("rows", len(y)):
+            z = pyro.sample("z", dist.Normal(mu, NOISE))
+            pyro.sample("y", dist.Normal(z, WITHIN), obs=y)
+
+    y = rows(6)
+    result = fitted(weak, "full_rank", y, num_steps=2_000, optim=0.01)
+    weights = draw_weighted(result, S)
+    assert weights.own is None
+    assert torch.equal(weights.joint, weights.marginal)
+    wide, narrow = math.hypot(WITHIN, NOISE), math.hypot(NOISE, WITHIN / 2**0.5)
+    mu = weights.draws["mu"][:, None]
+    rowwise = dist.Normal(mu, wide).log_prob(y)
+    square = dist.Normal(mu, narrow).log_prob(y).exp() / (2 * WITHIN * math.pi**0.5)  # E of the squared likelihood
+    variance = square / rowwise.exp().square() - 1
+    assert abs((weights.rows - rowwise + variance / 200).mean()) < 0.005  # the bias of a logarithm
+    values = torch.tensor([leave_one_out(draw_weighted(result, S, seed)).elpd for seed in SEEDS[:3]]).double()
+    assert abs(values.mean() - exact(y).sum()) < 3 * values.std() / len(values) ** 0.5 + 0.1
+
+
+def test_weights_without_rows_are_those_of_the_whole():
+    def model():
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    def guide():
+        pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.3)), 1.2))
+
+    weights = draw_weighted(lvm.fit(model, guide, num_steps=1, optim=1e-9, progress=False), 50)
+    x = weights.draws["x"]
+    expected = dist.Normal(0.0, 1.0).log_prob(x) - dist.Normal(0.3, 1.2).log_prob(x)
+    torch.testing.assert_close(weights.joint, expected.double(), rtol=0, atol=1e-5)
+    assert weights.rows is None
+
+
+def test_unreliable_rows_are_named():
+    y = rows(25)
+    y[3] = 60.0
+    loo = leave_one_out(draw_weighted(fitted(shared, "mean_field", y, num_steps=1_500, optim=0.05), S))
+    assert loo.pareto_k.argmax() == 3
+    assert loo.num_unreliable >= 1
+    assert f"Pareto k above 0.7 for {loo.num_unreliable} of 25 rows" in str(loo)
