@@ -14,14 +14,14 @@ Variable = tuple[list[str], np.ndarray]  # names of the dimensions, and the valu
 
 def assemble(
     groups: Mapping[str, Mapping[str, Variable]],
-    coords: Mapping[str, np.ndarray],
+    coords: Mapping[str, Mapping[str, np.ndarray]],
     attrs: Mapping[str, Mapping[str, str]],
 ) -> Any:
     """One object of the installed ArviZ.
 
     Args:
         groups: Variables by group and name.
-        coords: Values of the elements of a dimension; those not named count from 0.
+        coords: Values of the elements of a dimension, by group; those not named count from 0.
         attrs: Attributes of each group, beside those by which ArviZ tells when and by what it was made.
 
     Returns:
@@ -39,7 +39,7 @@ def assemble(
         sample_dims = {"sample_dims": [d for d in ("chain", "draw") if d in sizes]} if has_tree else {}
         datasets[group] = xarray.Dataset(
             dict(variables),
-            coords={d: coords.get(d, np.arange(n)) for d, n in sizes.items()},
+            coords={d: coords[group].get(d, np.arange(n)) for d, n in sizes.items()},
             attrs=arviz.dict_to_dataset({}, attrs={**sample_dims, **attrs[group]}).attrs,
         )
     return xarray.DataTree.from_dict(datasets) if has_tree else arviz.InferenceData(**datasets)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_lvm.sites import Site
+from pyro_lvm.sites import RowPlate, Site
 
 Axis = tuple[str, int] | None  # the plate along a dimension and its size, or None
 SAMPLE_DIMS = ("chain", "draw")
@@ -68,6 +68,10 @@ class DimNames:
             return list(self.given[variable])
         unnamed = iter(range(len(along)))
         return [f"{variable}_dim_{next(unnamed)}" if axis is None else self._of_plate(axis) for axis in along]
+
+    def of_rows(self, plate: RowPlate | None) -> list[str]:
+        """The names that have been given to the plate of the rows, in all its sizes."""
+        return [name for (of, _), name in self._of_plates.items() if plate is not None and of == plate.name]
 
     def _of_plate(self, axis: tuple[str, int]) -> str:
         if axis not in self._of_plates:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
+from torch.distributions import biject_to
 
 from pyro_lvm.guides import lacks_density
+from pyro_lvm.importance import weigh
 from pyro_lvm.result import Draws, Result
-from pyro_lvm.sites import RowPlate, Site, Uncondition, refuse_random_rows, sample_sites, sum_within_rows
+from pyro_lvm.sites import (
+    RowPlate,
+    Site,
+    Uncondition,
+    prior_trace,
+    refuse_improper_priors,
+    refuse_random_rows,
+    sample_sites,
+    sum_within_rows,
+)
 from pyro_lvm.sparse import is_sparse
 from pyro_lvm.vectorize import repeat
 
@@ -23,20 +35,24 @@ class EvaluatedDraws(NamedTuple):
 
     Attributes:
         values: Each latent site, enumerated and deterministic ones too, ``[S, ...]``.
+        unconstrained: Each continuous latent site, in the space in which guides draw it, ``[S, ...]``.
         predictions: Each observed site, drawn anew, ``[S, ...]``; none whose observations are a sparse table.
         log_likelihood: log p of each observed site, ``[S, N]`` inside the row plate and ``[S]`` outside it; without a
             row plate ``[S, ...]``, a number for each element of the site's batch.
         log_joint: log p of all sites together, ``[S]``.
         log_guide: log q of what the guide drew, ``[S]``.
+        log_weights: log p(x, z) - log q(z) with enumerated sites summed out, ``[S]``.
         lacks_density: Why ``log_guide`` is no density of the latents; empty if it is.
         sites: The model's sites at the first draw. Each value has all dimensions of its plates.
     """
 
     values: Draws
+    unconstrained: Draws
     predictions: Draws
     log_likelihood: Draws
     log_joint: Tensor
     log_guide: Tensor
+    log_weights: Tensor
     lacks_density: str
     sites: dict[str, Site]
 
@@ -58,6 +74,30 @@ def posterior_draws(result: Result, num_draws: int, seed: int | None) -> Draws:
         return repeat(once, num_draws)
 
 
+def prior_draws(result: Result, num_draws: int, seed: int | None) -> Draws:
+    """Draws of every site of the model at its fitted parameters, observed sites anew, ``[S, ...]`` each.
+
+    Raises:
+        ValueError: if a prior is improper.
+    """
+    args, kwargs, observed = result._arguments(()), result._program.model_kwargs, result._program.sites.observed
+
+    def once() -> Draws:
+        with Uncondition(observed):
+            sites = _run_sites(poutine.trace(result.model).get_trace(*args, **kwargs))
+        return {name: site["value"] for name, site in sites.items() if not isinstance(site["fn"], dist.Unit)}
+
+    with result._quiet(seed):
+        refuse_improper_priors(sample_sites(prior_trace(result.model, *args, **kwargs)))
+        return repeat(once, num_draws)
+
+
+def sites_of(result: Result, args: tuple[Any, ...]) -> dict[str, Site]:
+    """The model's sites on some arguments, drawn from the prior, every value in its full shape."""
+    with result._quiet(None), torch.no_grad(), pyro.validation_enabled(False):
+        return _run_sites(prior_trace(result.model, *args, **result._program.model_kwargs))
+
+
 def evaluate(result: Result, num_draws: int, seed: int | None) -> EvaluatedDraws:
     """Draw from the posterior of the fitted rows, and evaluate model and guide at the draws.
 
@@ -72,35 +112,44 @@ def evaluate(result: Result, num_draws: int, seed: int | None) -> EvaluatedDraws
     program = result._program
     kwargs, row_plate, args = program.model_kwargs, program.sites.row_plate, result._arguments(())
 
-    def draw() -> tuple[Draws, Tensor]:
+    def draw() -> tuple[Draws, Tensor, Tensor]:
         values, guide = result._latents(args)
-        return values, _total(_run_sites(guide))
+        outside, rows = weigh(program, result.model, args, prune_subsample_sites(guide))
+        total = outside.double() if rows is None else outside.double() + rows.double().sum()
+        return values, _total(_run_sites(guide)), total
 
     def run(values: Draws) -> dict[str, Site]:
         return _run_sites(poutine.trace(poutine.condition(result.model, data=values)).get_trace(*args, **kwargs))
 
-    def describe(values: Draws) -> tuple[Draws, Draws, Draws, Tensor]:
+    def describe(values: Draws) -> tuple[Draws, Draws, Draws, Draws, Tensor]:
         sites = run(values)
         with Uncondition(observed):
             drawn = run(values)
         return (
             {name: site["value"] for name, site in sites.items() if name in values or _is_deterministic(site)},
+            {name: _unconstrained(sites[name]) for name in values if not sites[name]["fn"].support.is_discrete},
             {name: drawn[name]["value"] for name in observed if not is_sparse(sites[name]["value"])},
             {name: _log_likelihood(sites[name], row_plate) for name in observed},
             _total(sites),
         )
 
     with result._quiet(seed):
-        values, log_guide = repeat(draw, num_draws)
+        values, log_guide, log_weights = repeat(draw, num_draws)
         with torch.no_grad(), pyro.validation_enabled(False):
             sites = run({name: value[0] for name, value in values.items()})
         refuse_random_rows(sites)
         observed = program.sites.observed
-        drawn, predictions, log_likelihood, log_joint = repeat(describe, num_draws, values)
+        drawn, unconstrained, predictions, log_likelihood, log_joint = repeat(describe, num_draws, values)
         with torch.no_grad():
             reason = lacks_density(program.guide, result._latents(args)[1], program.sites.latent)
         reason = reason if program.sites.latent else "the guide draws no site"
-        return EvaluatedDraws(drawn, predictions, log_likelihood, log_joint, log_guide, reason, sites)
+        return EvaluatedDraws(
+            drawn, unconstrained, predictions, log_likelihood, log_joint, log_guide, log_weights, reason, sites
+        )
+
+
+def _unconstrained(site: Site) -> Tensor:
+    return biject_to(site["fn"].support).inv(site["value"])
 
 
 def _run_sites(trace: poutine.Trace) -> dict[str, Site]:

@@ -49,6 +49,8 @@ def test_groups_and_attributes(data):
         "sample_stats",
         "observed_data",
         "constant_data",
+        "prior",
+        "prior_predictive",
     }
     for group in group_names(data):
         assert data[group].attrs["inference_library"] == "pyro_lvm"
@@ -183,7 +185,7 @@ def pretend(monkeypatch, version, base_is_there):
 def test_each_line_of_arviz_gets_its_object(monkeypatch, version, base_is_there, kind):
     pretend(monkeypatch, version, base_is_there)
     groups = {"posterior": {"a": (["chain", "draw", "k"], np.ones((1, 2, 3)))}}
-    made = arviz_versions.assemble(groups, {"k": np.array(["x", "y", "z"])}, {"posterior": {"by": "me"}})
+    made = arviz_versions.assemble(groups, {"posterior": {"k": np.array(["x", "y", "z"])}}, {"posterior": {"by": "me"}})
     assert type(made).__name__ == kind
     assert made["posterior"]["a"].k.values.tolist() == ["x", "y", "z"]
     assert made["posterior"].attrs.items() >= {"created_at": "now", "by": "me"}.items()
