@@ -193,15 +193,13 @@ def evidence(program: Program, values: Values, args: tuple[Any, ...], num_draws:
         return Evidence(exact.item(), 0.0, Estimate(exact.item(), 0.0), 1, exact)
     if proposal == "guide":
         trace = _guide_trace(program, values, args)
-        reason = lacks_density(program.guide, trace, sites.latent) or _masked_apart(program, values, args, trace)
+        reason = lacks_density(program.guide, trace, sites.latent) or masked_apart(program, values, args, trace)
         if reason:
             raise ValueError(f"{reason}: use proposal='prior', or another guide")
     parts = log_weights(program, values, args, num_draws, proposal)
     first = next(parts)
     parts = itertools.chain([first], parts)
-    outside_is_still = torch.allclose(first[0], first[0][0], equal_nan=True)  # or it depends on latents of the rows
-    separate = outside_is_still and set(sites.latent) == set(sites.local_latent) and not sites.shared_enumerated
-    by_cell = separate and not (proposal == "guide" and program.couples_rows)
+    by_cell = rows_are_cells(program, first[0], proposal)
     size = max(1, num_draws // _BOUND_GROUPS)
     totals, bounds, outside = [], [], torch.zeros(())
 
@@ -236,6 +234,21 @@ def evidence(program: Program, values: Values, args: tuple[Any, ...], num_draws:
     )
 
 
+def rows_are_cells(program: Program, outside: Tensor, proposal: str = "guide") -> bool:
+    """Whether every latent belongs to a row, and rows are drawn and weighed independently of each other.
+
+    Args:
+        program: Model and guide.
+        outside: What lies outside the rows in the log-weights of some draws, ``[S]``: not still, it depends on their
+            latents.
+        proposal: See :func:`evidence`.
+    """
+    sites = program.sites
+    separate = set(sites.latent) == set(sites.local_latent) and not sites.shared_enumerated
+    drawn_jointly = proposal == "guide" and program.couples_rows
+    return separate and not drawn_jointly and torch.allclose(outside, outside[0], equal_nan=True)
+
+
 def _totals(parts: Iterable[tuple[Tensor, Tensor | None]]) -> Tensor:
     """The joint log-weight of each draw."""
     return torch.cat([o.double() if rows is None else o.double() + rows.double().sum(-1) for o, rows in parts])
@@ -245,7 +258,7 @@ def _guide_trace(program: Program, values: Values, args: tuple[Any, ...]) -> pou
     return poutine.trace(program.bind(values, program.guide)).get_trace(*args, **program.model_kwargs)
 
 
-def _masked_apart(program: Program, values: Values, args: tuple[Any, ...], guide_trace: poutine.Trace) -> str:
+def masked_apart(program: Program, values: Values, args: tuple[Any, ...], guide_trace: poutine.Trace) -> str:
     """Why elements that the model masks out would be divided by their density in the guide; empty if none would."""
     model = poutine.replay(program.bind(values, program.model), trace=guide_trace)
     sites = sample_sites(poutine.trace(model).get_trace(*args, **program.model_kwargs))
@@ -277,7 +290,7 @@ def score(program: Program, values: Values, args: tuple[Any, ...], num_draws: in
         )
     trace = _guide_trace(program, values, args)
     reason = lacks_density(program.guide, trace, sites.local_latent) if sites.local_latent else ""
-    reason = reason or _masked_apart(program, values, args, trace)
+    reason = reason or masked_apart(program, values, args, trace)
     if reason:
         raise ValueError(f"{reason}, so that the rows' latents cannot be integrated out: use another guide")
     exact = len(points(program.guide, trace, sites.latent)) == len(sites.latent)

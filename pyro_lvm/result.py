@@ -13,13 +13,14 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_lvm import files, randomness
-from pyro_lvm.checks import check_count, check_model, check_seed
+from pyro_lvm.checks import check_choice, check_count, check_model, check_seed
 from pyro_lvm.data import Data, arguments_of, converts, fingerprint
 from pyro_lvm.elbo.contraction import draw_enumerated, enumerate_model, over_support, responsibilities
 from pyro_lvm.guides import distributions
 from pyro_lvm.importance import Estimate, Evidence, evidence, score
 from pyro_lvm.params import Bound, Values
 from pyro_lvm.program import Program
+from pyro_lvm.resampling import resampled
 from pyro_lvm.sites import Uncondition, is_observed, prior_trace, refuse_improper_priors, sample_sites
 from pyro_lvm.statements import private_statements
 from pyro_lvm.vectorize import repeat
@@ -57,21 +58,32 @@ class Result:
         """The guide with its parameters fixed at the fit."""
         return self._program.bind(self._values, self._program.guide)
 
-    def sample(self, num_draws: int = 1_000, seed: int | None = None) -> Draws:
+    def sample(self, num_draws: int = 1_000, seed: int | None = None, correct: str | None = None) -> Draws:
         """Posterior draws of every latent of the fitted rows, enumerated sites included.
 
         Args:
             num_draws: S.
             seed: Of the draws; the fit's, if None.
+            correct: "psis" to draw ten times as many and resample them by Pareto-smoothed importance weights, which
+                takes away the error of a guide that is near the posterior. Where every latent belongs to a row, rows
+                are resampled one by one.
 
         Returns:
             For each latent site a tensor ``[S, ...]``.
+
+        Raises:
+            ValueError: if weights are asked for and the guide has no density, or their Pareto k is 0.7 or more.
         """
         num_draws = check_count("num_draws", num_draws)
         sites = self._program.sites
-        args = self._arguments((), needs_rows=bool(sites.local_latent or sites.enumerated))
+        if correct is not None:
+            check_choice("correct", correct, ("psis",))
+        args = self._arguments((), needs_rows=bool(sites.local_latent or sites.enumerated or correct))
         with self._quiet(seed):
-            return repeat(lambda: self._latents(args)[0], num_draws)
+            if correct is None:
+                return repeat(lambda: self._latents(args)[0], num_draws)
+            draws = resampled(self._program, self._values, args, num_draws)
+            return repeat(lambda values: self._with_enumerated(args, values), num_draws, draws)
 
     def posterior(self, *data: Any, num_draws: int = 1_000) -> dict[str, dist.Distribution]:
         """The posterior of each latent site as a distribution, where there is one in closed form.
@@ -215,6 +227,15 @@ class Result:
         if self._program.sites.enumerated:
             values |= draw_enumerated(self._enumerated_trace(args, trace))
         return values, trace
+
+    def _with_enumerated(self, args: tuple[Any, ...], latents: Draws) -> Draws:
+        """The enumerated sites drawn beside given latents."""
+        if not self._program.sites.enumerated:
+            return latents
+        given = poutine.Trace()
+        for name, value in latents.items():
+            given.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
+        return latents | draw_enumerated(self._enumerated_trace(args, given))
 
     def _enumerated_trace(self, args: tuple[Any, ...], latents: poutine.Trace) -> poutine.Trace:
         program = self._program

@@ -46,6 +46,7 @@ ORDER = (
     "elbo",
     "psis",
     "importance",
+    "resampling",
     "plots",
     "result",
     "svi",

@@ -1,0 +1,79 @@
+"""Draws of a guide, resampled towards the posterior by smoothed importance weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+from pyro_lvm.guides import lacks_density
+from pyro_lvm.importance import masked_apart, rows_are_cells, weigh
+from pyro_lvm.params import Values
+from pyro_lvm.program import Program
+from pyro_lvm.psis import smooth
+from pyro_lvm.sites import Site
+from pyro_lvm.vectorize import repeat
+
+_PROPOSED = 10  # draws of the guide for each that is kept
+_MOST_K = 0.7
+
+
+def resampled(program: Program, values: Values, args: tuple[Any, ...], num_draws: int) -> dict[str, Tensor]:
+    """Draws of the guide's latents, ``[S, ...]``, each as often as its weight says.
+
+    Where every latent belongs to a row, rows are resampled one by one.
+
+    Raises:
+        ValueError: for a guide without a density, and for weights whose Pareto k is 0.7 or more.
+    """
+    latent, kwargs = program.sites.latent, program.model_kwargs
+    model, guide = program.bind(values, program.model), program.bind(values, program.guide)
+    trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    reason = "the guide draws no site" if not latent else lacks_density(program.guide, trace, latent)
+    reason = reason or masked_apart(program, values, args, trace)
+    if reason:
+        raise ValueError(f"correct='psis' weights draws by the guide's density, but {reason}")
+
+    def once() -> dict[str, Any]:
+        drawn = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
+        outside, rows = weigh(program, model, args, drawn)
+        found = {"latents": {name: drawn.nodes[name]["value"] for name in latent}, "outside": outside.double()}
+        return found if rows is None else found | {"rows": rows.double()}
+
+    proposed = repeat(once, _PROPOSED * num_draws)
+    draws, outside, rows = proposed["latents"], proposed["outside"], proposed.get("rows")
+    if rows is None or not rows_are_cells(program, outside):
+        chosen = _chosen(outside if rows is None else outside + rows.sum(-1), num_draws, "")
+        return {name: value[chosen] for name, value in draws.items()}
+    index = torch.stack([_chosen(row, num_draws, f" of row {i}") for i, row in enumerate(rows.unbind(-1))], -1)
+    return {name: _of_rows(value, index, _row_dim(program, trace.nodes[name])) for name, value in draws.items()}
+
+
+def _chosen(log_weights: Tensor, num_draws: int, whose: str) -> Tensor:
+    """The numbers of the draws to keep, by systematic resampling, in random order."""
+    smoothed, pareto_k = smooth(log_weights)
+    if not pareto_k < _MOST_K:
+        raise ValueError(
+            f"correct='psis': the weights{whose} have a Pareto k of {pareto_k:.2f}, and from {_MOST_K} on they correct "
+            "nothing: take the draws as they are, or fit a richer guide, such as 'full_rank' or 'flow'"
+        )
+    places = (torch.arange(num_draws) + torch.rand(1)).double() / num_draws
+    found = torch.searchsorted(smoothed.exp().cumsum(0), places).clamp(max=len(smoothed) - 1)
+    return found[torch.randperm(num_draws)].to(log_weights.device)
+
+
+def _row_dim(program: Program, site: Site) -> int:
+    """The dimension of a value that the rows index, from the right."""
+    dim = program.row_dim(site["name"], site)
+    assert dim is not None
+    return dim - site["fn"].event_dim
+
+
+def _of_rows(value: Tensor, index: Tensor, dim: int) -> Tensor:
+    """Draws ``[M, ...]`` of which each row has its own, ``[S, N]``."""
+    rows = value.movedim(dim, 1)
+    chosen = rows[index, torch.arange(index.shape[1], device=index.device)]
+    return chosen.movedim(1, dim)
