@@ -106,11 +106,11 @@ def refuse_improper_priors(sites: dict[str, Site]) -> None:
         ValueError: if the prior of a latent is improper.
     """
     for name, site in sites.items():
-        if not site["is_observed"]:
-            try:
-                site["fn"].sample()
-            except NotImplementedError as error:
-                raise ValueError(f"the prior of {name!r} is improper, so that nothing can be drawn from it") from error
+        prior = site["fn"]
+        while hasattr(prior, "base_dist"):
+            prior = prior.base_dist
+        if isinstance(prior, dist.ImproperUniform) and not site["is_observed"]:
+            raise ValueError(f"the prior of {name!r} is improper, so that nothing can be drawn from it")
 
 
 def sample_sites(trace: poutine.Trace) -> dict[str, Site]:
