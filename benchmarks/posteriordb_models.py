@@ -11,7 +11,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from torch.distributions import constraints
+from pyro.distributions import constraints
 
 
 def flat(name, support=constraints.real, shape=()):
