@@ -17,7 +17,7 @@ from pyro_lvm.psis import smooth
 from pyro_lvm.sites import Site
 from pyro_lvm.vectorize import repeat
 
-_PROPOSED = 10  # draws of the guide for each that is kept
+_PROPOSED, _FEWEST = 10, 1_000  # draws of the guide for each that is kept, and for all of them
 _MOST_K = 0.7
 
 
@@ -43,7 +43,7 @@ def resampled(program: Program, values: Values, args: tuple[Any, ...], num_draws
         found = {"latents": {name: drawn.nodes[name]["value"] for name in latent}, "outside": outside.double()}
         return found if rows is None else found | {"rows": rows.double()}
 
-    proposed = repeat(once, _PROPOSED * num_draws)
+    proposed = repeat(once, max(_FEWEST, _PROPOSED * num_draws))
     draws, outside, rows = proposed["latents"], proposed["outside"], proposed.get("rows")
     if rows is None or not rows_are_cells(program, outside):
         chosen = _chosen(outside if rows is None else outside + rows.sum(-1), num_draws, "")

@@ -64,9 +64,9 @@ class Result:
         Args:
             num_draws: S.
             seed: Of the draws; the fit's, if None.
-            correct: "psis" to draw ten times as many and resample them by Pareto-smoothed importance weights, which
-                takes away the error of a guide that is near the posterior. Where every latent belongs to a row, rows
-                are resampled one by one.
+            correct: "psis" to draw ten times as many, or a thousand, and resample them by Pareto-smoothed importance
+                weights, which takes away the error of a guide that is near the posterior. Where every latent belongs
+                to a row, rows are resampled one by one.
 
         Returns:
             For each latent site a tensor ``[S, ...]``.

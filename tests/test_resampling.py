@@ -45,6 +45,10 @@ def test_what_all_rows_share_is_corrected():
     assert abs(torch.corrcoef(torch.stack([draws[1:], draws[:-1]]))[0, 1]) < 0.1  # in random order
 
 
+def test_a_single_draw_can_be_corrected():
+    assert fitted(location, off, Y).sample(1, correct="psis")["mu"].shape == (1,)
+
+
 def test_rows_are_corrected_one_by_one():
     """Jointly, thirty rows of two latents would have weights that correct nothing."""
     x = torch.randn(30, 2, generator=torch.Generator().manual_seed(1)) * 2
