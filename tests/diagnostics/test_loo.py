@@ -148,3 +148,16 @@ def test_unreliable_rows_are_named():
     assert loo.pareto_k.argmax() == 3
     assert loo.num_unreliable >= 1
     assert f"Pareto k above 0.7 for {loo.num_unreliable} of 25 rows" in str(loo)
+
+
+def test_rows_whose_latents_hang_on_enumerated_sites_have_no_likelihood():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(y)):
+            k = pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(mu + 2 * k, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    result = fitted(model, "full_rank", rows(3), num_steps=1)
+    with pytest.raises(ValueError, match="prior of 'z' depends on an enumerated site"):
+        draw_weighted(result, 20)
