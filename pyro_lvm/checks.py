@@ -25,7 +25,7 @@ def check_count(name: str, value: Any) -> int:
     return count
 
 
-def check_size(name: str, value: Any) -> int:
+def check_non_negative(name: str, value: Any) -> int:
     """A non-negative integer as a plain one.
 
     Raises:

@@ -97,14 +97,12 @@ def log_weights(
     Yields:
         What lies outside the row plate, ``[S]``, and each row's share, ``[S, N]`` (None without a row plate).
     """
-    sites, kwargs = program.sites, program.model_kwargs
+    kwargs = program.model_kwargs
     model, guide = program.bind(values, program.model), program.bind(values, program.guide)
 
     def once() -> dict[str, Tensor]:
         if proposal == "prior":
-            drawn = prior_trace(model, *args, **kwargs)
-            for name in set(sample_sites(drawn)) - set(sites.latent):
-                drawn.remove_node(name)
+            drawn = latents_of_prior(program, model, args)
         else:
             drawn = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
         outside, rows = weigh(program, model, args, drawn)
@@ -114,6 +112,14 @@ def log_weights(
     for start in range(0, num_draws, at_once):
         drawn = repeat(once, min(at_once, num_draws - start))
         yield drawn["outside"], drawn.get("rows")
+
+
+def latents_of_prior(program: Program, model: Callable, args: tuple[Any, ...]) -> poutine.Trace:
+    """The latents that a guide covers, drawn from the model."""
+    drawn = prior_trace(model, *args, **program.model_kwargs)
+    for name in set(sample_sites(drawn)) - set(program.sites.latent):
+        drawn.remove_node(name)
+    return drawn
 
 
 def weigh(

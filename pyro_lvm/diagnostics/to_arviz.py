@@ -85,7 +85,8 @@ def to_arviz(
     program = result._program
     drawn = evaluate(result, num_draws, seed)
     constant = constant_data(program, result._arguments(()), (drawn.sites[name] for name in drawn.log_likelihood))
-    names = DimNames(dims, {*drawn.values, *drawn.log_likelihood, *constant})
+    variables = {*drawn.values, *drawn.log_likelihood, *constant}
+    names = DimNames(dims, variables)
     groups = of_draws(program, drawn, constant, names)
     left_out = {"log_q": drawn.lacks_density} if drawn.lacks_density else {}
     try:
@@ -95,20 +96,20 @@ def to_arviz(
     if unconstrained:
         groups |= of_unconstrained(drawn, names)
     sizes: dict[str, set[int]] = {}
-    for variables in groups.values():
-        for of_variable, array in variables.values():
+    for group in groups.values():
+        for of_variable, array in group.values():
             for name, size in zip(of_variable, array.shape, strict=True):
                 sizes.setdefault(name, set()).add(size)
     checked = dict.fromkeys(groups, check_coords(coords, dims, sizes))
     if predictions is not None:
         args = result._arguments(tuple(predictions))
         predicted = result.predict(*predictions, num_draws=num_draws, seed=seed)
-        new_names = DimNames(dims, {*drawn.values, *drawn.log_likelihood, *constant})
-        new = of_predictions(predicted, sites_of(result, args), constant_data(program, args, ()), new_names)
+        constant = constant_data(program, args, ())
+        new = of_predictions(predicted, sites_of(result, args), constant, DimNames(dims, variables))
         groups |= new
         shared = {d: v for d, v in checked["posterior"].items() if d not in names.of_rows(program.sites.row_plate)}
         checked |= dict.fromkeys(new, shared)
-    groups = {group: variables for group, variables in groups.items() if variables}
+    groups = {name: group for name, group in groups.items() if group}
     # read when called, since no file imports the package's front
     library = {"inference_library": "pyro_lvm", "inference_library_version": sys.modules["pyro_lvm"].__version__}
     attrs = {group: dict(library) for group in groups}

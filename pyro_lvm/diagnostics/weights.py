@@ -13,9 +13,9 @@ from torch import Tensor
 from pyro_lvm.elbo.contraction import enumerate_model, log_density
 from pyro_lvm.elbo.look import look
 from pyro_lvm.elbo.terms import by_row, unscaled_log_prob
-from pyro_lvm.importance import weigh
+from pyro_lvm.importance import latents_of_prior, weigh
 from pyro_lvm.result import Draws, Result
-from pyro_lvm.sites import prior_trace, sample_sites
+from pyro_lvm.sites import sample_sites
 from pyro_lvm.vectorize import repeat
 
 _NUM_INNER = 20  # draws of a row's latents for each of those that all rows share
@@ -101,9 +101,7 @@ def _by_prior(result: Result, args: tuple[Any, ...], shared: poutine.Trace) -> T
     assert program.sites.row_plate is not None
     found = []
     for _ in range(_NUM_PRIOR):
-        drawn = prior_trace(poutine.replay(result.model, trace=shared), *args, **kwargs)
-        for name in set(sample_sites(drawn)) - set(program.sites.latent):
-            drawn.remove_node(name)
+        drawn = latents_of_prior(program, poutine.replay(result.model, trace=shared), args)
         trace = enumerate_model(result.model, args, kwargs, program.max_plate_nesting, drawn)
         for name in program.sites.latent:
             if unscaled_log_prob(trace.nodes[name]).dim() > program.max_plate_nesting:

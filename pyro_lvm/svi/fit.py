@@ -155,10 +155,11 @@ def fit(
         start = program.parameters.start() | initial
         objective.check_start(start, program.example)
         best = gaussian = None
+        half = -(-num_steps // 2)
         if isinstance(program.guide, FlowGuide):
             best = Best(objective, tensors, weight, total, seed)
             if init is None and not program.guide.fitted and (path is None or not path.exists()):
-                options = (batches, total, optim, clip, compile, -(-num_steps // 2), seed, progress)
+                options = (batches, total, optim, clip, compile, half, seed, progress)
                 values, gaussian = fitted_gaussian(objective, program.guide, example, *options)
                 start |= values
         loop = EagerLoop(objective, start, batches, total, optim, scheduler, clip)
@@ -189,7 +190,7 @@ def fit(
         run.seconds = time.perf_counter() - began
         if gaussian is not None:
             run.seconds += gaussian.seconds
-            run.finished = gaussian.num_steps < -(-num_steps // 2)  # by Ctrl-C
+            run.finished = gaussian.num_steps < half  # by Ctrl-C
         result = run.finish(progress)
         if isinstance(program.guide, FlowGuide):
             program.guide.fitted = True

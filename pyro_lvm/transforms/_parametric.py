@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from pyro_lvm.checks import check_size
+from pyro_lvm.checks import check_non_negative
 from pyro_lvm.nn import MLP
 from pyro_lvm.transforms._base import Layer
 from pyro_lvm.transforms._start import near_zero
@@ -23,7 +23,7 @@ class ParametricLayer(Layer):
 
     def __init__(self, start: Mapping[str, Tensor], context: int, hidden: Sequence[int]) -> None:
         super().__init__()
-        self.context, self.names = check_size("context", context), tuple(start)
+        self.context, self.names = check_non_negative("context", context), tuple(start)
         for name, value in start.items():
             self.register_parameter(name, nn.Parameter(value))
         self.network = MLP(context, hidden, sum(v.numel() for v in start.values())) if context else None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_lvm.checks import check_size
+from pyro_lvm.checks import check_non_negative
 from pyro_lvm.nn import MaskedMLP
 from pyro_lvm.transforms._base import Layer, Transform
 from pyro_lvm.transforms._start import near_zero
@@ -86,7 +86,7 @@ class Autoregressive(Layer):
         order: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.context, self.univariate = check_size("context", context), check_univariate(univariate)
+        self.context, self.univariate = check_non_negative("context", context), check_univariate(univariate)
         self.network = MaskedMLP(num_features, hidden, self.univariate.num_params, context, residual, order)
         near_zero(self.network.layers[-1])
         if self.network.context is not None:

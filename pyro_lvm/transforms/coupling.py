@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pyro_lvm.checks import check_count, check_size
+from pyro_lvm.checks import check_count, check_non_negative
 from pyro_lvm.nn import MLP
 from pyro_lvm.transforms._base import Layer, Transform
 from pyro_lvm.transforms._start import near_zero
@@ -85,11 +85,11 @@ class Coupling(Layer):
     ) -> None:
         super().__init__()
         D = check_count("num_features", num_features)
-        kept = sorted({check_size("kept", d) for d in (range(D // 2) if kept is None else kept)})
+        kept = sorted({check_non_negative("kept", d) for d in (range(D // 2) if kept is None else kept)})
         moved = [d for d in range(D) if d not in kept]
         if not moved or not kept or len(kept) + len(moved) != D:
             raise ValueError(f"kept: expected some of the numbers from 0 to {D - 1}, and not all, got {kept}")
-        self.context, self.univariate = check_size("context", context), check_univariate(univariate)
+        self.context, self.univariate = check_non_negative("context", context), check_univariate(univariate)
         self.register_buffer("kept", torch.tensor(kept))
         self.register_buffer("moved", torch.tensor(moved))
         self.register_buffer("back", torch.tensor(kept + moved).argsort())
