@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from numpy.typing import NDArray
@@ -17,19 +16,17 @@ from pyro_lvm import randomness
 from pyro_lvm.checks import check_count, check_seed
 from pyro_lvm.data import as_tensor
 from pyro_lvm.models._base import check_rows
+from pyro_lvm.models._chain_start import counts, labelings, probabilities
 from pyro_lvm.models._chains import Smoothed, most_probable
 from pyro_lvm.models._family_module import FamilyModule
 from pyro_lvm.models._hidden_markov import HiddenMarkov, draw_states
-from pyro_lvm.models._mixture_base import clusters
 from pyro_lvm.models._row_family import Family
 from pyro_lvm.models._sequences import (
     check_lengths,
     inside,
     is_list_of_sequences,
-    mean_and_spread,
     one_table,
     pad,
-    stretches,
     without_nan_behind,
 )
 from pyro_lvm.models.hmm_em import HMMSteps, Rows
@@ -37,7 +34,6 @@ from pyro_lvm.models.hmm_em import HMMSteps, Rows
 __all__ = ["HMM"]
 
 _TAKEN = ("rows", "initial", "transition", "lengths")
-_STRETCHES = (1, 8, 32)  # rows that are looked at together, to find a start
 
 
 class HMM(FamilyModule):
@@ -180,13 +176,10 @@ class HMM(FamilyModule):
         if M < K:
             raise ValueError(f"{next(iter(rows))}: expected at least as many rows as states, {K}, got {M}")
         found = []
-        for size in _STRETCHES:
-            stretch = stretches(lengths.cpu(), size)
-            table = features if size == 1 else mean_and_spread(features, stretch)
-            if len(table) >= K:
-                self._start(rows, lengths, clusters(table.numpy(), K, seed)[stretch])
-                value = float(self.log_prob(*data).double().sum())
-                found.append((value, {name: getattr(self, name).detach().clone() for name in self._pyro_params}))
+        for labels in labelings(features, lengths.cpu(), K, seed):
+            self._start(rows, lengths.cpu(), labels)
+            value = float(self.log_prob(*data).double().sum())
+            found.append((value, {name: getattr(self, name).detach().clone() for name in self._pyro_params}))
         for name, start in max(found, key=lambda pair: pair[0])[1].items():
             setattr(self, name, start)
         return self
@@ -194,17 +187,8 @@ class HMM(FamilyModule):
     def _start(self, rows: Mapping[str, Tensor], lengths: Tensor, labels: NDArray) -> None:
         """Set the parameters to what clusters of the rows say."""
         K = self.num_states
-        starts = (lengths.cumsum(0) - lengths).cpu().numpy()
-        later = np.setdiff1d(np.arange(len(labels)), starts)
-        times = np.arange(len(labels)) - np.repeat(starts, lengths.cpu().numpy())
-        labels = _by_time(labels, times, K)
-        moves = np.ones((K, K))
-        np.add.at(moves, (labels[later - 1], labels[later]), 1)
-        first = np.bincount(labels[starts], minlength=K) + 1
-        self.initial, self.transition = (
-            _normalized(counts * (old.detach().cpu().numpy() > 0))
-            for counts, old in ((first, self.initial), (moves, self.transition))
-        )
+        first, moves = counts(labels, lengths, K)
+        self.initial, self.transition = probabilities(first, self.initial), probabilities(moves, self.transition)
         membership = torch.eye(K, dtype=torch.float64)[torch.as_tensor(labels)]
         for part, x in rows.items():
             for name, value in self.families[part].start(x, membership).items():
@@ -346,13 +330,3 @@ class HMM(FamilyModule):
             part: check_rows(part, x[there], self.families[part].num_features, dtype)
             for part, x in zip(names, data, strict=False)
         }, lengths
-
-
-def _by_time(labels: NDArray, times: NDArray, num_states: int) -> NDArray:
-    """Labels renumbered, so that their mean times increase."""
-    mean = np.bincount(labels, times, num_states) / np.bincount(labels, minlength=num_states).clip(1)
-    return mean.argsort(kind="stable").argsort()[labels]
-
-
-def _normalized(counts: NDArray) -> Tensor:
-    return torch.as_tensor(counts / counts.sum(-1, keepdims=True))
