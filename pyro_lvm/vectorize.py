@@ -36,7 +36,7 @@ def repeat(fn: Callable[..., Any], num_draws: int, *per_draw: Any, width: int = 
         What ``fn`` returns, with a leading dimension S on every tensor.
     """
     state = randomness.get_state()
-    with torch.no_grad(), _LargestTensor() as largest:
+    with torch.no_grad(), LargestTensor() as largest:
         fn(*_take(per_draw, 0))  # with Pyro's validation, which looks into values and so cannot be mapped
     randomness.set_state(state)
     with torch.no_grad():
@@ -89,7 +89,7 @@ def _at_a_time(fn: Callable[..., Any], num_draws: int, chunk: int, *per_draw: An
         return mapped(torch.arange(num_draws), *per_draw)
 
 
-class _LargestTensor(TorchFunctionMode):
+class LargestTensor(TorchFunctionMode):
     """Measures the largest tensor of a run, by which the memory of many runs is bounded."""
 
     numbers = 1

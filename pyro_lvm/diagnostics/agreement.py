@@ -10,6 +10,7 @@ import numpy as np
 from scipy.stats import wasserstein_distance
 
 from pyro_lvm import plots
+from pyro_lvm.diagnostics.numbers import table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,22 +89,17 @@ def compare(draws: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]
     shared = [name for name in reference if name in draws]
     if not shared:
         raise ValueError(f"no variable is in both: the fit has {sorted(draws)}, the reference {sorted(reference)}")
-    names: list[str] = []
-    columns: list[np.ndarray] = []
     for name in shared:
-        ours, theirs = draws[name], reference[name]
-        if ours.shape[1:] != theirs.shape[1:]:
-            raise ValueError(f"{name!r} has shape {list(ours.shape[1:])}, in the reference {list(theirs.shape[1:])}")
-        ours, theirs = ours.reshape(len(ours), -1), theirs.reshape(len(theirs), -1)
-        sds = theirs.std(0, ddof=1)
-        for i, index in enumerate(np.ndindex(reference[name].shape[1:])):
-            if sds[i] > 0:
-                names.append(name + (f"[{', '.join(map(str, index))}]" if index else ""))
-                standard = (ours[:, i] - theirs[:, i].mean()) / sds[i]
-                distance = wasserstein_distance(ours[:, i] / sds[i], theirs[:, i] / sds[i])
-                columns.append(np.array([standard.mean(), standard.std(ddof=1) - 1, distance]))
-    if not names:
+        ours, theirs = draws[name].shape[1:], reference[name].shape[1:]
+        if ours != theirs:
+            raise ValueError(f"{name!r} has shape {list(ours)}, in the reference {list(theirs)}")
+    names, x = table({name: draws[name] for name in shared})
+    _, y = table({name: reference[name] for name in shared})
+    kept = np.flatnonzero(y.std(0) > 0)
+    if not len(kept):
         raise ValueError(f"the reference draws of {shared} are constant")
-    means, sds, distances = np.stack(columns, 1)
+    loc, scale = y[:, kept].mean(0), y[:, kept].std(0, ddof=1)
+    x, y = (x[:, kept] - loc) / scale, (y[:, kept] - loc) / scale
+    distances = np.array([wasserstein_distance(*pair) for pair in zip(x.T, y.T, strict=True)])
     left_out = tuple(sorted({*draws, *reference} - set(shared)))
-    return Agreement(tuple(names), means, sds, distances, left_out)
+    return Agreement(tuple(names[i] for i in kept), x.mean(0), x.std(0, ddof=1) - 1, distances, left_out)

@@ -63,15 +63,21 @@ def posterior_draws(result: Result, num_draws: int, seed: int | None) -> Draws:
     The latents are those of ``result.sample(num_draws, seed)``.
     """
     args = result._arguments(())
-
-    def once() -> Draws:
-        values, _ = result._latents(args)
-        conditioned = poutine.condition(result.model, data=values)
-        sites = sample_sites(poutine.trace(conditioned).get_trace(*args, **result._program.model_kwargs))
-        return {name: site["value"] for name, site in sites.items() if name in values or _is_deterministic(site)}
-
     with result._quiet(seed):
-        return repeat(once, num_draws)
+        return repeat(lambda: _described(result, args, result._latents(args)[0]), num_draws)
+
+
+def completed(result: Result, latents: Draws) -> Draws:
+    """Latents ``[S, ...]``, with draws of the enumerated and values of the deterministic sites beside them."""
+    args, num_draws = result._arguments(()), len(next(iter(latents.values())))
+    return repeat(lambda given: _described(result, args, result._with_enumerated(args, given)), num_draws, latents)
+
+
+def _described(result: Result, args: tuple[Any, ...], values: Draws) -> Draws:
+    """The values of the latents, and of the deterministic sites that follow from them."""
+    conditioned = poutine.condition(result.model, data=values)
+    sites = sample_sites(poutine.trace(conditioned).get_trace(*args, **result._program.model_kwargs))
+    return {name: site["value"] for name, site in sites.items() if name in values or _is_deterministic(site)}
 
 
 def prior_draws(result: Result, num_draws: int, seed: int | None) -> Draws:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_lvm.elbo.contraction import enumerate_model, log_density
 from pyro_lvm.elbo.look import look
-from pyro_lvm.elbo.terms import by_row, unscaled_log_prob
+from pyro_lvm.elbo import terms
 from pyro_lvm.importance import latents_of_prior, weigh
 from pyro_lvm.result import Draws, Result
 from pyro_lvm.sites import sample_sites
@@ -44,13 +44,14 @@ class Weights(NamedTuple):
     own: Tensor | None
 
 
-def draw_weighted(result: Result, num_draws: int, seed: int | None = None) -> Weights:
+def draw_weighted(result: Result, num_draws: int, seed: int | None = None, by_row: bool = True) -> Weights:
     """Draw from the guide of a fit, and weigh the draws.
 
     Args:
         result: The fit; its guide has a density.
         num_draws: S.
         seed: Of the draws; the fit's, if None.
+        by_row: Whether to weigh rows, too, and integrate their latents out; else there are joint weights alone.
     """
     program, args = result._program, result._arguments(())
     sites = program.sites
@@ -70,9 +71,9 @@ def draw_weighted(result: Result, num_draws: int, seed: int | None = None) -> We
         drawn = run(poutine.Trace())
         outside, rows = weigh(program, result.model, args, drawn)
         latents = {name: drawn.nodes[name]["value"] for name in sites.latent}
-        if rows is None:
-            return {"draws": latents, "joint": outside.double(), "marginal": outside.double()}
-        joint = outside.double() + rows.double().sum()
+        joint = outside.double() if rows is None else outside.double() + rows.double().sum()
+        if rows is None or not by_row:
+            return {"draws": latents, "joint": joint, "marginal": joint}
         if not separate:
             rows = _by_prior(result, args, shared_part(drawn)) if sites.local_latent else rows
             return {"draws": latents, "joint": joint, "marginal": joint, "rows": rows}
@@ -104,8 +105,8 @@ def _by_prior(result: Result, args: tuple[Any, ...], shared: poutine.Trace) -> T
         drawn = latents_of_prior(program, poutine.replay(result.model, trace=shared), args)
         trace = enumerate_model(result.model, args, kwargs, program.max_plate_nesting, drawn)
         for name in program.sites.latent:
-            if unscaled_log_prob(trace.nodes[name]).dim() > program.max_plate_nesting:
+            if terms.unscaled_log_prob(trace.nodes[name]).dim() > program.max_plate_nesting:
                 raise ValueError(f"the prior of {name!r} depends on an enumerated site: rows have no likelihood by it")
             trace.remove_node(name)
-        found.append(by_row(log_density(trace), (program.sites.row_plate.name,))[1])
+        found.append(terms.by_row(log_density(trace), (program.sites.row_plate.name,))[1])
     return torch.stack([rows for rows in found if rows is not None]).logsumexp(0) - math.log(_NUM_PRIOR)
