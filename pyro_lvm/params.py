@@ -236,15 +236,16 @@ class ConstrainedParameters(Parameters):
 
 def is_simplex(constraint: constraints.Constraint) -> bool:
     """Whether a constraint is that of probabilities."""
-    return _without_events(constraint) is constraints.simplex
+    return without_events(constraint) is constraints.simplex
 
 
 def is_real(constraint: constraints.Constraint) -> bool:
     """Whether a constraint is none."""
-    return _without_events(constraint) is constraints.real
+    return without_events(constraint) is constraints.real
 
 
-def _without_events(constraint: constraints.Constraint) -> constraints.Constraint:
+def without_events(constraint: constraints.Constraint) -> constraints.Constraint:
+    """The constraint of each number."""
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
     return constraint

@@ -67,10 +67,21 @@ def posterior_draws(result: Result, num_draws: int, seed: int | None) -> Draws:
         return repeat(lambda: _described(result, args, result._latents(args)[0]), num_draws)
 
 
-def completed(result: Result, latents: Draws) -> Draws:
-    """Latents ``[S, ...]``, with draws of the enumerated and values of the deterministic sites beside them."""
+def with_deterministic(result: Result, latents: Draws, most: int) -> Draws:
+    """Latents ``[S, ...]``, and the values of deterministic sites that follow, of at most so many numbers together."""
     args, num_draws = result._arguments(()), len(next(iter(latents.values())))
-    return repeat(lambda given: _described(result, args, result._with_enumerated(args, given)), num_draws, latents)
+
+    def once(given: Draws) -> Draws:
+        return _described(result, args, result._with_enumerated(args, given))
+
+    wanted, numbers = set(latents), 0
+    for name, value in repeat(once, 1, {name: value[:1] for name, value in latents.items()}).items():
+        if name not in latents and name not in result._program.sites.enumerated:
+            numbers += value.numel()
+            wanted |= {name} if numbers <= most else set()
+    if wanted == set(latents):
+        return latents
+    return repeat(lambda given: {n: v for n, v in once(given).items() if n in wanted}, num_draws, latents)
 
 
 def _described(result: Result, args: tuple[Any, ...], values: Draws) -> Draws:

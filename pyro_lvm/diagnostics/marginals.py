@@ -83,7 +83,7 @@ class Marginals:
 
     @property
     def grades(self) -> tuple[str, ...]:
-        """ "good" or "bad" where all corrections are sure of it by two standard errors, else "doubtful"; P of them."""
+        """Good or bad where all corrections are sure of it by two standard errors, else doubtful; P of them."""
         good, bad = (np.ones(len(self.names), bool) for _ in range(2))
         for moments in self.corrected.values():
             mean, sd, mean_error, sd_error = self._error(moments)

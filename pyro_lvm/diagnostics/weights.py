@@ -10,9 +10,9 @@ from pyro import poutine
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from pyro_lvm.elbo import terms
 from pyro_lvm.elbo.contraction import enumerate_model, log_density
 from pyro_lvm.elbo.look import look
-from pyro_lvm.elbo import terms
 from pyro_lvm.importance import latents_of_prior, weigh
 from pyro_lvm.result import Draws, Result
 from pyro_lvm.sites import sample_sites

@@ -87,6 +87,8 @@ class CompiledLoop:
         """
         if self.watched and self.compiled:
             self._check_python_values()
+        if self.compiled:
+            self._check_batches(start, stop)
         losses: list[Tensor] = []
         step = start
         while step < stop and not (losses and interrupted()):
@@ -98,7 +100,6 @@ class CompiledLoop:
         if not self.compiled:
             return self.eager.run(start, stop, interrupted)
         if start == 0:
-            self._check_batches(stop)
             return self._eager_step(0)
         chunk = self.step.noise.chunk
         return self._block(start, min(stop, (start // chunk + 1) * chunk))
@@ -208,11 +209,11 @@ class CompiledLoop:
         finally:
             randomness.set_state(state)
 
-    def _check_batches(self, stop: int) -> None:
+    def _check_batches(self, start: int, stop: int) -> None:
         """Pyro's checks on the first batches, as the steps to come would meet them: compiled steps make none."""
         batches = self.eager.batches
         if isinstance(batches, ShuffledRows) and is_validation_enabled():
-            for step in range(1, min(stop, batches.num_batches, _CHECKED_BATCHES)):
+            for step in range(max(1, start), min(stop, batches.num_batches, _CHECKED_BATCHES)):
                 self.eager.check(step, batches.get(step))
 
     def finish(self, stop: int) -> None:

@@ -14,6 +14,7 @@ from pyro_lvm.modules import awaits_start
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
+from pyro_lvm.svi.path import ParameterPath
 from pyro_lvm.svi.stopping import FEWEST, StopWhenFlat
 
 
@@ -23,6 +24,7 @@ class SVIResult(Result):
     Attributes:
         losses: The loss of each step, in nats, ``[num_steps]``: the negative ELBO, unless ``elbo=`` was something else.
         target: What the loss is minus an estimate of, such as "ELBO" or "IWAE-5".
+        path: Unconstrained parameters at some of the steps.
         validation: Held-out losses by step, in nats.
         compiled: Whether the steps ran as one compiled program.
     """
@@ -34,12 +36,14 @@ class SVIResult(Result):
         *,
         losses: Tensor,
         target: str,
+        path: ParameterPath,
         validation: dict[int, float],
         seconds: float,
         seed: int,
         compiled: bool = False,
     ) -> None:
-        self.losses, self.target, self.validation, self.compiled = losses, target, validation, compiled
+        self.losses, self.target, self.path = losses, target, path
+        self.validation, self.compiled = validation, compiled
         converged = StopWhenFlat(min_steps=FEWEST).is_flat(losses)
         super().__init__(program, values, num_steps=len(losses), seconds=seconds, converged=converged, seed=seed)
 
@@ -75,6 +79,7 @@ class SVIResult(Result):
         return super()._state() | {
             "losses": self.losses,
             "target": self.target,
+            "path": self.path.state_dict(),
             "validation": self.validation,
             "compiled": self.compiled,
         }
@@ -82,7 +87,8 @@ class SVIResult(Result):
     @classmethod
     def _from_state(cls, program: Program, state: dict[str, Any]) -> SVIResult:
         names = ("losses", "target", "validation", "seconds", "seed", "compiled")
-        return cls(program, state["params"], **{name: state[name] for name in names})
+        path = ParameterPath.of_state(state["path"])
+        return cls(program, state["params"], path=path, **{name: state[name] for name in names})
 
 
 def load(
@@ -96,7 +102,7 @@ def load(
 ) -> SVIResult:
     """Read a result of :func:`pyro_lvm.fit`; see :func:`pyro_lvm.load`."""
     state = files.read(
-        path, "result", ["data", "params", "losses", "target", "validation", "seconds", "seed", "compiled"]
+        path, "result", ["data", "params", "losses", "target", "path", "validation", "seconds", "seed", "compiled"]
     )
     with randomness.seeded(state["seed"]):
         program = Program(model, guide, Data(arguments_of(model, data), rows), None, model_kwargs, plate)

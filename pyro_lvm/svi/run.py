@@ -17,11 +17,12 @@ from pyro_lvm.svi.best import Best
 from pyro_lvm.svi.compiled import CompiledLoop
 from pyro_lvm.svi.loop import EagerLoop
 from pyro_lvm.svi.objective import Objective
+from pyro_lvm.svi.path import ParameterPath
 from pyro_lvm.svi.result import SVIResult
 from pyro_lvm.svi.stopping import FitState
 
 _LONG_BLOCK = 1_000
-STATE = ("loop", "losses", "validation", "seconds", "finished", "best")  # what a checkpoint holds
+STATE = ("loop", "losses", "validation", "seconds", "finished", "best", "path")  # what a checkpoint holds
 
 
 class Run:
@@ -42,6 +43,7 @@ class Run:
         self.best = best
         self.objective, self.loop, self.held_out = objective, loop, held_out
         self.num_steps, self.every, self.callbacks, self.kept, self.seed = num_steps, every, callbacks, kept, seed
+        self.path = ParameterPath(num_steps, every)
         self._losses = torch.empty(num_steps, dtype=torch.float64)
         self.step = 0
         self.validation: dict[int, float] = {}
@@ -70,6 +72,7 @@ class Run:
             params,
             losses=self.losses.clone(),
             target=self.objective.target,
+            path=self.path,
             validation=self.validation,
             seconds=self.seconds,
             seed=self.seed,
@@ -90,29 +93,32 @@ class Run:
         ):
             while not self.finished and not interrupted():
                 began = time.perf_counter()
-                first, stop = self.step, self._next_stop()
+                first, stop = self.step, min(self._next_block(self.step), self.path.next(self.step))
                 taken = self.loop.run(first, stop, interrupted)
                 self.step += len(taken)
                 self._losses[first : self.step] = taken
                 self.compiled = self.loop.compiled
-                if self.best is not None:
+                if self.path.is_due(self.step):
+                    self.path.see(self.step, self.loop.params)
+                due = self.step in (self._next_block(first), self.num_steps)
+                if self.best is not None and (due or self.step < stop):
                     self.best.see(self.loop.params)
-                if self.step == stop:
-                    self.finished = self._between_blocks() or stop == self.num_steps
+                if due:
+                    self.finished = self._between_blocks() or self.step == self.num_steps
                 self.seconds += time.perf_counter() - began
                 if progress:
                     bar.update(len(taken))
                     bar.set_postfix_str(f"loss {self.losses[-self.every :].mean():.4g}")
-                if self.kept is not None:
+                if self.kept is not None and (due or self.step < stop):
                     self._save()
         if self.step:
             self.loop.finish(self.step)
 
-    def _next_stop(self) -> int:
+    def _next_block(self, step: int) -> int:
         """Where something comes between two steps; a compiled loop is not interrupted for nothing."""
         idle = self.held_out is None and not self.callbacks and self.kept is None and self.best is None
         block = max(self.every, _LONG_BLOCK) if idle and self.loop.compiled else self.every
-        return min(self.num_steps, (self.step // block + 1) * block)
+        return min(self.num_steps, (step // block + 1) * block)
 
     def _between_blocks(self) -> bool:
         """Validate, ask the callbacks; whether one of them stops the fit."""
@@ -139,6 +145,7 @@ class Run:
                 "seconds": self.seconds,
                 "finished": self.finished,
                 "best": None if self.best is None else self.best.state_dict(),
+                "path": self.path.state_dict(),
             }
         )
 
@@ -146,6 +153,7 @@ class Run:
         self.loop.load_state_dict(state["loop"])
         self.step, self.validation = len(state["losses"]), state["validation"]
         self._losses[: self.step] = state["losses"]
+        self.path.load_state_dict(state["path"])
         if self.best is not None:
             self.best.load_state_dict(state["best"])
         self.seconds, self.finished, self.compiled = state["seconds"], state["finished"], state["loop"]["compiled"]

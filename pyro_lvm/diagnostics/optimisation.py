@@ -1,0 +1,183 @@
+"""Whether a fit has come to rest, and where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_lvm.diagnostics.finding import Finding
+from pyro_lvm.em.result import EMResult
+from pyro_lvm.importance import Estimate, log_weights
+from pyro_lvm.params import without_events
+from pyro_lvm.result import Result
+from pyro_lvm.svi.result import SVIResult
+from pyro_lvm.svi.stopping import FEWEST, improvement
+
+_NUM_DRAWS = 500
+_NATS = 0.1  # that matter
+_MOST_RHAT = 1.1
+_FEWEST_POINTS = 8
+_AT_BOUND = 1e-8
+_LR = "a smaller learning rate, a schedule that lets it fall, or more particles"
+_STEPS = "more steps"
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How the steps of :func:`pyro_lvm.fit` ended.
+
+    Attributes:
+        improvement: By how much the loss fell from the third to the last quarter of the steps, in nats.
+        drift: The ELBO at the parameters averaged over the last quarter, less that at the quarter before, on the same
+            draws; None where the path of the parameters is too short, or has not all of them.
+        jitter: The ELBO at the parameters averaged over the last quarter, less that at the last ones; None as above.
+        names: Of the parameters' coordinates, P of them.
+        rhat: Split R-hat of each coordinate over the second half of the path, ``[P]``.
+        at_bound: Parameters with elements at the bound of their constraint, and how many.
+        num_steps: Steps taken.
+        unit: Of the loss.
+    """
+
+    improvement: Estimate
+    drift: Estimate | None
+    jitter: Estimate | None
+    names: tuple[str, ...]
+    rhat: Tensor
+    at_bound: dict[str, int]
+    num_steps: int
+    unit: str
+
+    def findings(self) -> list[Finding]:
+        """Whether it has levelled off, whether it stays, and what has run into a bound."""
+        if self.num_steps < FEWEST:
+            found = [Finding("optimisation", "unknown", f"{self.num_steps} steps: too few to tell of a trend", _STEPS)]
+        else:
+            found = [self._level()]
+        if self.drift is not None:
+            found.append(self._stationarity(self.drift))
+        if self.jitter is not None and self.jitter.value > max(_NATS, 2 * self.jitter.standard_error):
+            text = f"averaged over the last quarter, the parameters are better by {self.jitter} than the last ones"
+            found.append(Finding("learning rate", "doubtful", f"{text}: it is too large", _LR))
+        for name, count in self.at_bound.items():
+            text = f"{count} elements of {name!r} are at the bound of their constraint"
+            found.append(
+                Finding("bounds", "doubtful", text, "another start, a prior that keeps it away, or fewer parts")
+            )
+        return found
+
+    def _level(self) -> Finding:
+        gain, error = self.improvement
+        text = f"the loss fell by {gain:.3g} +- {error:.2g}{self.unit} from the third to the last quarter of the steps"
+        if gain <= max(_NATS, error):
+            return Finding("optimisation", "good", f"{text}: it has levelled off")
+        return Finding("optimisation", "doubtful", f"{text}: it was still falling", _STEPS)
+
+    def _stationarity(self, drift: Estimate) -> Finding:
+        text = f"averaged over quarters of the path, the parameters still gained {drift}"
+        worst = int(self.rhat.argmax()) if len(self.rhat) else None
+        if worst is not None:
+            high = int((self.rhat > _MOST_RHAT).sum())
+            text += f"; split R-hat is above {_MOST_RHAT} for {high} of {len(self.rhat)} coordinates"
+            text += f" (most, {self.rhat[worst]:.2f}, for {self.names[worst]})"
+        if drift.value <= max(_NATS, 2 * drift.standard_error):
+            return Finding("stationarity", "good", text)
+        return Finding("stationarity", "doubtful", text, f"{_STEPS}, or a larger learning rate at first")
+
+
+@dataclass(frozen=True)
+class Iterations:
+    """How the iterations of :func:`pyro_lvm.fit_em` ended.
+
+    Attributes:
+        converged: Whether the objective had levelled off.
+        num_iter: Iterations taken.
+        restarts: What each start has reached, in nats, ``[num_restarts]``.
+        at_bound: Parameters with elements at the bound of their constraint, and how many.
+    """
+
+    converged: bool
+    num_iter: int
+    restarts: Tensor
+    at_bound: dict[str, int]
+
+    def findings(self) -> list[Finding]:
+        """Whether it has converged, and whether other starts came to the same."""
+        text = f"EM {'converged' if self.converged else 'had not converged'} after {self.num_iter:,} iterations"
+        grade, advice = ("good", "") if self.converged else ("doubtful", "a larger max_iter")
+        found = [Finding("optimisation", grade, text, advice)]
+        if len(self.restarts) > 1:
+            below = self.restarts.max() - self.restarts
+            same = int((below <= _NATS).sum())
+            text = (
+                f"{same} of {len(below)} starts came within {_NATS} nats of the best, the worst {below.max():.3g} below"
+            )
+            grade, advice = ("good", "") if same > 1 else ("doubtful", "more starts: num_restarts=")
+            found.append(Finding("restarts", grade, text, advice))
+        for name, count in self.at_bound.items():
+            text = f"{count} elements of {name!r} are at the bound of their constraint"
+            found.append(Finding("bounds", "doubtful", text, "fewer components, or a prior"))
+        return found
+
+
+def examine(result: Result) -> Optimisation | Iterations:
+    """Look back on a fit."""
+    if isinstance(result, EMResult):
+        return Iterations(result.converged, result.num_iter, result.restarts, _at_bound(result))
+    assert isinstance(result, SVIResult)
+    path, drift, jitter, rhat = result.path, None, None, torch.empty(0)
+    tail = path.tail
+    if len(tail) >= _FEWEST_POINTS:
+        rhat = split_rhat(tail)
+        if path.complete:
+            half = len(tail) // 2
+            before, after = (_elbos(result, path.unflattened(part.mean(0))) for part in (tail[:half], tail[half:]))
+            drift, jitter = _mean(after - before), _mean(after - _elbos(result, result._values))
+    gain = Estimate(*improvement(result.losses)) if result.num_steps >= FEWEST else Estimate(torch.nan, torch.nan)
+    unit = "" if "chi-square" in result.target else " nats"
+    return Optimisation(gain, drift, jitter, tuple(path.names), rhat, _at_bound(result), result.num_steps, unit)
+
+
+def split_rhat(points: Tensor) -> Tensor:
+    """R-hat of the two halves of one path (Gelman et al. 2013, equation 11.4), ``[T, P]`` to ``[P]``.
+
+    It is 1 for a coordinate that stands still, and infinite for one whose halves stand still at different places.
+    """
+    half = len(points) // 2
+    halves = torch.stack([points[:half], points[-half:]]).double()
+    within, between = halves.var(1).mean(0), half * halves.mean(1).var(0)
+    rhat = (((half - 1) / half * within + between / half) / within).sqrt()
+    return torch.where((within == 0) & (between == 0), 1.0, rhat)
+
+
+def _elbos(result: SVIResult, values: dict[str, Tensor]) -> Tensor:
+    """Log-weights at some parameters, the same draws for all, ``[S]``."""
+    program = result._program
+    values = {name: values.get(name, v).to(v) for name, v in result._values.items()}
+    with result._quiet(None):
+        found = log_weights(program, values, result._arguments(()), _NUM_DRAWS)
+        return torch.cat([o.double() if rows is None else o.double() + rows.double().sum(-1) for o, rows in found])
+
+
+def _mean(values: Tensor) -> Estimate:
+    return Estimate(values.mean().item(), (values.std() / len(values) ** 0.5).item())
+
+
+def _at_bound(result: Result) -> dict[str, int]:
+    parameters, found = result._program.parameters, {}
+    for name, value in parameters.constrained(result._values).items():
+        constraint = without_events(parameters.constraints[name])
+        if constraint is constraints.simplex:
+            room = value
+        elif hasattr(constraint, "lower_bound") and hasattr(constraint, "upper_bound"):
+            width = constraint.upper_bound - constraint.lower_bound
+            room = torch.minimum(value - constraint.lower_bound, constraint.upper_bound - value) / width
+        elif hasattr(constraint, "lower_bound"):
+            room = value - constraint.lower_bound
+        else:
+            continue
+        if count := int((room < _AT_BOUND).sum()):
+            found[name] = count
+    return found
