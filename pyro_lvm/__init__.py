@@ -4,6 +4,8 @@ from pyro_lvm import elbo, flows, guides, models, plots, transforms
 from pyro_lvm.diagnostics.against import against
 from pyro_lvm.diagnostics.agreement import Agreement
 from pyro_lvm.diagnostics.compare_elbos import compare_elbos
+from pyro_lvm.diagnostics.diagnose import diagnose
+from pyro_lvm.diagnostics.diagnosis import Diagnosis
 from pyro_lvm.diagnostics.elbo_comparison import ELBOComparison
 from pyro_lvm.diagnostics.to_arviz import to_arviz
 from pyro_lvm.em.fit_em import fit_em
@@ -21,6 +23,7 @@ from pyro_lvm.version import __version__ as __version__
 
 __all__ = [
     "Agreement",
+    "Diagnosis",
     "ELBOComparison",
     "EMResult",
     "EMState",
@@ -35,6 +38,7 @@ __all__ = [
     "StopWhenFlat",
     "against",
     "compare_elbos",
+    "diagnose",
     "elbo",
     "fit",
     "fit_em",

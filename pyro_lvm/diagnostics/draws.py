@@ -91,6 +91,31 @@ def _described(result: Result, args: tuple[Any, ...], values: Draws) -> Draws:
     return {name: site["value"] for name, site in sites.items() if name in values or _is_deterministic(site)}
 
 
+def replicated(result: Result, latents: Draws, num_draws: int) -> Draws:
+    """Data anew for each draw of the latents that all rows share, the rows' own drawn from the model, ``[S, ...]``.
+
+    Args:
+        result: The fit.
+        latents: ``[S, ...]`` each; those of the rows are passed over.
+        num_draws: S.
+
+    Returns:
+        The observed sites but those whose observations are a sparse table.
+    """
+    args, program = result._arguments(()), result._program
+    held = sites_of(result, args)
+    observed = [name for name in program.sites.observed if not is_sparse(held[name]["value"])]
+    shared = {name: value for name, value in latents.items() if name not in program.sites.local}
+
+    def once(*given: Draws) -> Draws:
+        model = poutine.condition(result.model, data=given[0]) if given else result.model
+        with Uncondition(program.sites.observed):
+            sites = _run_sites(prior_trace(model, *args, **program.model_kwargs))
+        return {name: sites[name]["value"] for name in observed}
+
+    return repeat(once, num_draws, *([shared] if shared else []))
+
+
 def prior_draws(result: Result, num_draws: int, seed: int | None) -> Draws:
     """Draws of every site of the model at its fitted parameters, observed sites anew, ``[S, ...]`` each.
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from pyro_lvm import plots
 from pyro_lvm.diagnostics.finding import Finding
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 USEFUL, HOPELESS = 0.7, 1.0
 
@@ -62,6 +67,14 @@ class KHat:
             return Finding("k-hat of rows", "good", text)
         grade = "doubtful" if high <= 0.2 * len(rows) else "bad"
         return Finding("k-hat of rows", grade, text, "a richer guide of the rows' latents, such as VAE(flow=...)")
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The Pareto k of each row's own latents."""
+        if self.rows is None:
+            raise ValueError("the rows have no weights of their own")
+        ax = plots.pareto_k(self.rows, ax)
+        ax.set_title("weights of the rows' latents")
+        return ax
 
     def __str__(self) -> str:
         return "; ".join(finding.text for finding in self.findings())

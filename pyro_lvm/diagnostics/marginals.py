@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
+from pyro_lvm import plots
+from pyro_lvm.diagnostics.finding import GRADES, Finding
 from pyro_lvm.diagnostics.numbers import table
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 MOST_MEAN_ERROR, MOST_SD_ERROR = 0.25, 0.2  # of a fit that is not bad, in posterior standard deviations
+_SHOWN = 16  # numbers in a picture
 _SURE = 2.0  # standard errors
-GRADES = ("good", "doubtful", "bad")
 
 
 @dataclass(frozen=True)
@@ -84,12 +90,14 @@ class Marginals:
     @property
     def grades(self) -> tuple[str, ...]:
         """Good or bad where all corrections are sure of it by two standard errors, else doubtful; P of them."""
+        if not self.corrected:
+            return ("unknown",) * len(self.names)
         good, bad = (np.ones(len(self.names), bool) for _ in range(2))
         for moments in self.corrected.values():
             mean, sd, mean_error, sd_error = self._error(moments)
             good &= (abs(mean) + _SURE * mean_error <= MOST_MEAN_ERROR) & (abs(sd) + _SURE * sd_error <= MOST_SD_ERROR)
             bad &= (abs(mean) - _SURE * mean_error > MOST_MEAN_ERROR) | (abs(sd) - _SURE * sd_error > MOST_SD_ERROR)
-        return tuple(GRADES[0] if g else GRADES[2] if b else GRADES[1] for g, b in zip(good, bad, strict=True))
+        return tuple("good" if g else "bad" if b else "doubtful" for g, b in zip(good, bad, strict=True))
 
     @property
     def grade(self) -> str:
@@ -98,10 +106,46 @@ class Marginals:
 
     def by_site(self) -> dict[str, str]:
         """The worst grade of each site's numbers."""
-        found: dict[str, str] = {}
-        for name, grade in zip(self.names, self.grades, strict=True):
-            site = name.partition("[")[0]
-            found[site] = max(found.get(site, GRADES[0]), grade, key=GRADES.index)
+        return {site: max((self.grades[i] for i in of), key=GRADES.index) for site, of in self._sites().items()}
+
+    def findings(self) -> list[Finding]:
+        """Which sites' means and standard deviations can be trusted."""
+        grades, sites = self.by_site(), self._sites()
+        if not self.corrected:
+            text = "means and sds: the weights cannot be used, and no chains could be run, so that nothing tells"
+            return [Finding("posterior", "unknown", text, "a smaller model or a subset of its rows")]
+        by = " and ".join(self.corrected)
+        found = []
+        for site, of in sites.items() if self.grade != "good" else ():
+            if grades[site] != "good":
+                text = f"{site}: {self._worst(of)}, by {by}"
+                wider = "a richer guide ('full_rank', 'flow'), more steps, or another parametrisation of the model"
+                found.append(Finding("posterior", grades[site], text, wider))
+        good = [i for site, of in sites.items() if grades[site] == "good" for i in of]
+        if good:
+            names = ", ".join(site for site in sites if grades[site] == "good")
+            found.append(Finding("posterior", "good", f"{names}: {self._worst(good)}, by {by}"))
+        return found
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The numbers that are furthest off, over what the corrections say of them."""
+        errors = np.maximum(abs(self.mean_errors), abs(self.sd_errors))
+        worst = np.argsort(-errors)[:_SHOWN]
+        names = [self.names[i] for i in worst]
+        ax = plots.standardized(names, self.mean_errors[worst], 1 + self.sd_errors[worst], ax=ax)
+        of = f", the worst {len(worst)} of {len(errors)}" if len(worst) < len(errors) else ""
+        ax.set_xlabel(f"guide, in corrected means and sds{of}")
+        return ax
+
+    def _worst(self, of: list[int]) -> str:
+        mean, sd = (max((errors[i] for i in of), key=abs) for errors in (self.mean_errors, self.sd_errors))
+        return f"means are within {abs(mean):.2f} sd, sds within {abs(sd):.0%} (the largest is {sd:+.0%})"
+
+    def _sites(self) -> dict[str, list[int]]:
+        """The places of each site's numbers."""
+        found: dict[str, list[int]] = {}
+        for i, name in enumerate(self.names):
+            found.setdefault(name.partition("[")[0], []).append(i)
         return found
 
     def _error(self, by: Moments) -> tuple[np.ndarray, ...]:

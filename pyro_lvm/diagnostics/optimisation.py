@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_lvm import plots
 from pyro_lvm.diagnostics.finding import Finding
 from pyro_lvm.em.result import EMResult
 from pyro_lvm.importance import Estimate, log_weights
@@ -15,6 +17,9 @@ from pyro_lvm.params import without_events
 from pyro_lvm.result import Result
 from pyro_lvm.svi.result import SVIResult
 from pyro_lvm.svi.stopping import FEWEST, improvement
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _NUM_DRAWS = 500
 _NATS = 0.1  # that matter
@@ -37,7 +42,7 @@ class Optimisation:
         names: Of the parameters' coordinates, P of them.
         rhat: Split R-hat of each coordinate over the second half of the path, ``[P]``.
         at_bound: Parameters with elements at the bound of their constraint, and how many.
-        num_steps: Steps taken.
+        losses: Of each step, ``[num_steps]``.
         unit: Of the loss.
     """
 
@@ -47,13 +52,14 @@ class Optimisation:
     names: tuple[str, ...]
     rhat: Tensor
     at_bound: dict[str, int]
-    num_steps: int
+    losses: Tensor = field(repr=False, compare=False)
     unit: str
 
     def findings(self) -> list[Finding]:
         """Whether it has levelled off, whether it stays, and what has run into a bound."""
-        if self.num_steps < FEWEST:
-            found = [Finding("optimisation", "unknown", f"{self.num_steps} steps: too few to tell of a trend", _STEPS)]
+        if len(self.losses) < FEWEST:
+            text = f"{len(self.losses)} steps: too few to tell of a trend"
+            found = [Finding("optimisation", "unknown", text, _STEPS)]
         else:
             found = [self._level()]
         if self.drift is not None:
@@ -67,6 +73,10 @@ class Optimisation:
                 Finding("bounds", "doubtful", text, "another start, a prior that keeps it away, or fewer parts")
             )
         return found
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The losses."""
+        return plots.losses(self.losses, ax=ax)
 
     def _level(self) -> Finding:
         gain, error = self.improvement
@@ -93,19 +103,21 @@ class Iterations:
 
     Attributes:
         converged: Whether the objective had levelled off.
-        num_iter: Iterations taken.
+        objective: At the start and after each iteration, in nats, ``[num_iter + 1]``.
         restarts: What each start has reached, in nats, ``[num_restarts]``.
         at_bound: Parameters with elements at the bound of their constraint, and how many.
     """
 
     converged: bool
-    num_iter: int
+    objective: Tensor = field(repr=False, compare=False)
     restarts: Tensor
     at_bound: dict[str, int]
 
     def findings(self) -> list[Finding]:
         """Whether it has converged, and whether other starts came to the same."""
-        text = f"EM {'converged' if self.converged else 'had not converged'} after {self.num_iter:,} iterations"
+        text = (
+            f"EM {'converged' if self.converged else 'had not converged'} after {len(self.objective) - 1:,} iterations"
+        )
         grade, advice = ("good", "") if self.converged else ("doubtful", "a larger max_iter")
         found = [Finding("optimisation", grade, text, advice)]
         if len(self.restarts) > 1:
@@ -121,11 +133,16 @@ class Iterations:
             found.append(Finding("bounds", "doubtful", text, "fewer components, or a prior"))
         return found
 
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The objective."""
+        steps = range(len(self.objective))
+        return plots.curves({"objective": (steps, self.objective)}, "iteration", "objective (nats)", ax=ax)
+
 
 def examine(result: Result) -> Optimisation | Iterations:
     """Look back on a fit."""
     if isinstance(result, EMResult):
-        return Iterations(result.converged, result.num_iter, result.restarts, _at_bound(result))
+        return Iterations(result.converged, result.objective, result.restarts, _at_bound(result))
     assert isinstance(result, SVIResult)
     path, drift, jitter, rhat = result.path, None, None, torch.empty(0)
     tail = path.tail
@@ -137,7 +154,7 @@ def examine(result: Result) -> Optimisation | Iterations:
             drift, jitter = _mean(after - before), _mean(after - _elbos(result, result._values))
     gain = Estimate(*improvement(result.losses)) if result.num_steps >= FEWEST else Estimate(torch.nan, torch.nan)
     unit = "" if "chi-square" in result.target else " nats"
-    return Optimisation(gain, drift, jitter, tuple(path.names), rhat, _at_bound(result), result.num_steps, unit)
+    return Optimisation(gain, drift, jitter, tuple(path.names), rhat, _at_bound(result), result.losses, unit)
 
 
 def split_rhat(points: Tensor) -> Tensor:

@@ -32,7 +32,8 @@ class Weights(NamedTuple):
         joint: log p(x, g, z) - log q(g, z), ``[S]``.
         marginal: log p(x, g) - log q(g), z integrated out, ``[S]``; ``joint`` where that cannot be.
         rows: log p(x_i | g), z integrated out by draws of the guide, or of the prior where the guide draws the latents
-            of all rows together, ``[S, N]``; None without a row plate.
+            of all rows together, ``[S, N]``; None without a row plate. Where nothing is shared, that is ``own``, and
+            the mean over draws integrates.
         own: log p(x_i, z_i | g) - log q(z_i), ``[S, N]``; None where the guide does not draw a row's latents by
             themselves.
     """
@@ -42,6 +43,11 @@ class Weights(NamedTuple):
     marginal: Tensor
     rows: Tensor | None
     own: Tensor | None
+
+    def head(self, num_draws: int) -> Weights:
+        """The first draws."""
+        draws = {name: value[:num_draws] for name, value in self.draws.items()}
+        return Weights(draws, *(None if part is None else part[:num_draws] for part in self[1:]))  # type: ignore[arg-type]
 
 
 def draw_weighted(result: Result, num_draws: int, seed: int | None = None, by_row: bool = True) -> Weights:
@@ -77,6 +83,8 @@ def draw_weighted(result: Result, num_draws: int, seed: int | None = None, by_ro
         if not separate:
             rows = _by_prior(result, args, shared_part(drawn)) if sites.local_latent else rows
             return {"draws": latents, "joint": joint, "marginal": joint, "rows": rows}
+        if set(sites.latent) <= set(sites.local):
+            return {"draws": latents, "joint": joint, "marginal": joint, "rows": rows, "own": rows}
         shared = shared_part(drawn)
         again = (weigh(program, result.model, args, run(shared))[1] for _ in range(_NUM_INNER - 1))
         integrated = torch.stack([rows, *(r for r in again if r is not None)]).logsumexp(0) - math.log(_NUM_INNER)

@@ -5,8 +5,22 @@ that it is given, or into those of a new figure, and changes no global setting o
 """
 
 from pyro_lvm.plots.axes import COLORS
+from pyro_lvm.plots.checks import pareto_k, predictions, uniformity
 from pyro_lvm.plots.curves import curves, dots
 from pyro_lvm.plots.fits import intervals, losses, standardized
 from pyro_lvm.plots.latents import images, latent_map, mixture
 
-__all__ = ["COLORS", "curves", "dots", "images", "intervals", "latent_map", "losses", "mixture", "standardized"]
+__all__ = [
+    "COLORS",
+    "curves",
+    "dots",
+    "images",
+    "intervals",
+    "latent_map",
+    "losses",
+    "mixture",
+    "pareto_k",
+    "predictions",
+    "standardized",
+    "uniformity",
+]
