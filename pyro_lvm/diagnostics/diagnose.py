@@ -13,7 +13,7 @@ from pyro_lvm.checks import check_count, check_seed
 from pyro_lvm.diagnostics.corrections import are_few, corrected
 from pyro_lvm.diagnostics.diagnosis import Diagnosis
 from pyro_lvm.diagnostics.draws import replicated, sites_of
-from pyro_lvm.diagnostics.khat import KHat
+from pyro_lvm.diagnostics.khat import USEFUL, KHat
 from pyro_lvm.diagnostics.loo import leave_one_out
 from pyro_lvm.diagnostics.optimisation import examine
 from pyro_lvm.diagnostics.pit import PIT, pit
@@ -21,8 +21,9 @@ from pyro_lvm.diagnostics.predictive_checks import STATISTICS, PredictiveChecks,
 from pyro_lvm.diagnostics.weights import Weights, draw_weighted
 from pyro_lvm.guides import lacks_density
 from pyro_lvm.importance import Estimate, masked_apart
-from pyro_lvm.psis import pareto_k
-from pyro_lvm.result import Result
+from pyro_lvm.psis import pareto_k, smooth
+from pyro_lvm.result import Draws, Result
+from pyro_lvm.sites import Site
 
 _RUNS = 5
 _NESTED = 10  # times fewer draws where the latents of each row are integrated out
@@ -77,20 +78,20 @@ def diagnose(
     checked = _check_statistics(statistics)
     missing: dict[str, str] = {}
     parts: dict[str, Any] = dict.fromkeys(("khat", "evidence", "elbo", "marginals", "loo"))
-    weights = None
+    drawn = None
     if reason := _no_density(result):
         missing["posterior"] = reason
     else:
-        parts["khat"], first = _khat(result, num_draws, seed)
-        parts["evidence"] = evidence = result.evidence(len(first.joint), seed=seed)
+        parts["khat"], drawn = _khat(result, num_draws, seed)
+        parts["evidence"] = evidence = result.evidence(len(drawn.joint), seed=seed)
         parts["elbo"] = _elbo(evidence.log_weights)
-        parts["marginals"] = corrected(result, first, seed)
-        weights, reason = _by_row(result, first, min(num_draws, _NUM_LOO), seed)
-        if reason:
-            missing["LOO"] = reason
-        elif weights is not None:
-            parts["loo"] = leave_one_out(weights)
-    ranked, checks = _predictions(result, weights, checked, seed)
+        parts["marginals"] = corrected(result, drawn, seed)
+        try:
+            drawn = _by_row(result, drawn, min(num_draws, _NUM_LOO), seed)
+            parts["loo"] = leave_one_out(drawn)
+        except ValueError as error:
+            missing["LOO"] = str(error)
+    ranked, checks = _predictions(result, drawn, checked, seed)
     return Diagnosis(
         fit=str(result).splitlines()[0],
         optimisation=examine(result),
@@ -140,49 +141,65 @@ def _elbo(log_weights: Tensor) -> Estimate:
     return Estimate(log_weights.mean().item(), (log_weights.std() / len(log_weights) ** 0.5).item())
 
 
-def _by_row(result: Result, first: Weights, num_draws: int, seed: int) -> tuple[Weights | None, str]:
-    """Draws with the weights of rows, or why rows cannot be left out."""
+def _by_row(result: Result, drawn: Weights, num_draws: int, seed: int) -> Weights:
+    """Draws with the weights of rows.
+
+    Raises:
+        ValueError: that says why rows cannot be left out.
+    """
     sites = result._program.sites
     if sites.row_plate is None:
-        return None, "the model has no plate that follows the rows of the data" + sites.search
+        raise ValueError("the model has no plate that follows the rows of the data" + sites.search)
     if sites.shared_enumerated:
-        return None, f"the rows depend on the enumerated site {sites.shared_enumerated[0]!r}"
+        raise ValueError(f"the rows depend on the enumerated site {sites.shared_enumerated[0]!r}")
     if set(sites.latent) <= set(sites.local):
-        return None, "what rows share is a point, which has seen every row"
-    if first.rows is not None:
-        return first, ""
-    try:
-        return draw_weighted(result, num_draws, seed), ""
-    except ValueError as error:
-        return None, str(error)
+        raise ValueError("what rows share is a point, which has seen every row")
+    return draw_weighted(result, num_draws, seed) if drawn.rows is None else drawn
 
 
 def _predictions(
     result: Result, weights: Weights | None, statistics: Mapping[str, Statistic], seed: int
 ) -> tuple[tuple[PIT, ...], PredictiveChecks]:
-    """LOO-PIT of each observed site with a number a row, and checks of all."""
-    program, args = result._program, result._arguments(())
-    sites = sites_of(result, args)
-    numbers = max(sites[name]["value"].numel() for name in program.sites.observed)
+    """LOO-PIT of each observed site with a number a row, and checks of all.
+
+    Args:
+        result: The fit.
+        weights: Draws and what they weigh, with rows if these can be left out; None of a fit to points.
+        statistics: Test quantities.
+        seed: Of the draws.
+    """
+    sites = result._program.sites
+    held = sites_of(result, result._arguments(()))
+    numbers = max(held[name]["value"].numel() for name in sites.observed)
     num_draws = min(_NUM_LOO, max(_FEWEST_REPLICATED, _NUMBERS // numbers))
     if weights is None:
-        latents = result.sample(num_draws, seed)
+        latents, chosen = result.sample(num_draws, seed), 0
     else:
         weights = weights.head(num_draws)
-        latents, num_draws = weights.draws, len(weights.joint)
+        latents, num_draws, chosen = weights.draws, len(weights.joint), _one_of(weights)
     with result._quiet(seed):
-        drawn = replicated(result, latents, num_draws)
-        observed, by_row = {}, set()
-        for name, values in drawn.items():
-            y, dim = sites[name]["value"], program.row_dim(name, sites[name])
-            if dim is None:
-                observed[name], drawn[name] = y[None], values[:, None]
-            else:
-                dim -= sites[name]["fn"].event_dim
-                observed[name], drawn[name] = y.movedim(dim, 0), values.movedim(dim, 1)
-                by_row.add(name)
-        ranked: tuple[PIT, ...] = ()
-        if weights is not None and weights.rows is not None:
-            single = [name for name in observed if name in by_row and observed[name].dim() == 1]
-            ranked = tuple(pit(name, weights, drawn[name], observed[name]) for name in single)
-        return ranked, check_predictions(weights, drawn, observed, statistics)
+        one = {name: value[chosen].expand_as(value) for name, value in latents.items()}
+        many, at_one = (_rows_first(result, held, replicated(result, given, num_draws), 1) for given in (latents, one))
+        observed = _rows_first(result, held, {name: held[name]["value"] for name in many}, 0)
+        calibrated = weights is not None and not set(sites.latent) <= set(sites.local)
+        checks = check_predictions(observed, many, at_one, statistics, calibrated)
+        if weights is None or weights.rows is None:
+            return (), checks
+        single = [name for name, y in observed.items() if y.shape == weights.rows.shape[1:]]
+        return tuple(pit(name, weights, many[name], observed[name]) for name in single), checks
+
+
+def _one_of(weights: Weights) -> int:
+    """A draw of the posterior; of the guide, where weights cannot be used."""
+    log_weights, k = smooth(weights.marginal)
+    return int(torch.multinomial(log_weights.exp(), 1)) if k < USEFUL else 0
+
+
+def _rows_first(result: Result, held: dict[str, Site], data: Draws, before: int) -> Draws:
+    """Data of each site with the rows as dimension ``before``; a site outside the row plate is one row."""
+    found = {}
+    for name, value in data.items():
+        dim = result._program.row_dim(name, held[name])
+        rows = value.unsqueeze(before) if dim is None else value.movedim(dim - held[name]["fn"].event_dim, before)
+        found[name] = rows
+    return found

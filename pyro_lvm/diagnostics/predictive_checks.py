@@ -1,8 +1,7 @@
-"""Posterior predictive checks whose p-values are uniform under the model, for no data is used twice."""
+"""Posterior predictive checks whose p-values are uniform under the model."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -12,64 +11,52 @@ from torch import Tensor
 
 from pyro_lvm import plots
 from pyro_lvm.diagnostics.finding import Finding
-from pyro_lvm.diagnostics.loo import tail_probability
-from pyro_lvm.diagnostics.weights import Weights
-from pyro_lvm.psis import smooth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Statistic = Callable[[Tensor], Tensor]
-_FOLDS = 10
-_MOST_K = 0.7
 _DOUBTFUL, _BAD = 0.01, 1e-4
 
-STATISTICS: dict[str, Statistic] = {
-    "mean": torch.mean,
-    "sd": torch.std,
-    "min": torch.min,
-    "max": torch.max,
-}
-"""Of the rows of a fold, ``[n, ...]`` to a number."""
+
+def _sd(rows: Tensor) -> Tensor:
+    return rows.std(correction=0)
+
+
+STATISTICS: dict[str, Statistic] = {"mean": torch.mean, "sd": _sd, "min": torch.min, "max": torch.max}
 
 
 @dataclass(frozen=True)
 class PredictiveCheck:
-    """One test quantity against its predictive distribution.
+    """One test quantity of the data against the same of data that the model draws.
 
     Attributes:
         site: Of the observations.
         statistic: The name of the test quantity.
-        p_values: The probability of a smaller value in each fold of rows, given the other folds; of all rows given
-            all, where no fold can be held out, ``[F]``.
-        held_out: Whether folds were held out. Else the p-value is drawn to one half by the double use of the data.
-        unreliable: Folds whose weights have a Pareto k above 0.7, which ``p_value`` leaves out.
-        observed: The test quantity of all rows.
-        replicated: The same of data drawn from the posterior predictive distribution, ``[S]``.
+        observed: Of the data.
+        replicated: Of data drawn at many posterior draws, ``[S]``.
+        below: The probability of a smaller value at one posterior draw (Johnson 2007, Gosselin 2011), uniform under the
+            model, where the same over all draws is drawn to one half, for the data have been used twice.
+        calibrated: Whether there was a posterior to draw from; at a point, ``below`` is drawn to one half, too.
     """
 
     site: str
     statistic: str
-    p_values: Tensor = field(compare=False)
-    held_out: bool
-    unreliable: int
     observed: float
     replicated: Tensor = field(repr=False, compare=False)
+    below: float
+    calibrated: bool
 
     @property
     def p_value(self) -> float:
-        """Two-sided, of all folds together (Stouffer's method)."""
-        smallest = 0.5 / len(self.replicated)  # what so many draws can tell
-        scores = torch.special.ndtri(self.p_values.clamp(smallest, 1 - smallest))
-        return 2 * torch.special.ndtr(-abs(scores.sum() / math.sqrt(len(scores)))).item()
+        """Two-sided."""
+        return 2 * min(self.below, 1 - self.below)
 
     def findings(self) -> list[Finding]:
         """Whether the model can have made such data."""
-        low, high = self.replicated.double().quantile(torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist()
+        low, high = self.replicated.quantile(self.replicated.new_tensor([0.05, 0.95])).tolist()
         text = f"{self.statistic} of {self.site!r} is {self.observed:.4g}, predicted {low:.4g} to {high:.4g} (90%)"
-        if not len(self.p_values):
-            return [Finding("prediction", "unknown", f"{text}; no fold of the rows can be held out by weights")]
-        text += f", p = {self.p_value:.2g}" + ("" if self.held_out else ", conservative")
+        text += f", p = {self.p_value:.2g}" + ("" if self.calibrated else ", conservative")
         grade = "good" if self.p_value >= _DOUBTFUL else "doubtful" if self.p_value >= _BAD else "bad"
         advice = "" if grade == "good" else "another likelihood, or latents that say how rows differ"
         return [Finding("prediction", grade, text, advice)]
@@ -99,63 +86,43 @@ class PredictiveChecks:
 
 
 def check_predictions(
-    weights: Weights | None,
-    replicated: Mapping[str, Tensor],
     observed: Mapping[str, Tensor],
+    replicated: Mapping[str, Tensor],
+    at_one_draw: Mapping[str, Tensor],
     statistics: Mapping[str, Statistic],
+    calibrated: bool,
 ) -> PredictiveChecks:
     """Compare test quantities of the data with those of data drawn anew.
 
-    Rows fall into ten folds at random. Each is held out by importance weights p(x, g) / q(g) / p(x_fold | g) and
-    compared with its prediction from the others (Li and Huggins 2022, divided split predictive checks), so that the
-    p-values are uniform under the model, where those that use the data twice are not.
+    Data and a draw of their posterior are distributed as data and the latents that made them. So the rank of a test
+    quantity among those of data drawn at that one draw is uniform under the model, whatever the quantity.
 
     Args:
-        weights: Draws and their weights; None if nothing is drawn that rows share, so that none can be held out.
-        replicated: Data of all rows for each draw, ``[S, N, ...]``, by site.
-        observed: The data, ``[N, ...]``.
-        statistics: Test quantities.
+        observed: The data of each site, ``[N, ...]``.
+        replicated: Drawn at many posterior draws, ``[S, N, ...]``.
+        at_one_draw: Drawn at one of them, ``[R, N, ...]``.
+        statistics: Test quantities by name.
+        calibrated: Whether that draw is of a posterior, and no point.
 
     Raises:
         ValueError: if a test quantity is no number.
     """
     found = []
     for site, y in observed.items():
-        num_rows = None if weights is None or weights.rows is None else weights.rows.shape[1]
-        held_out = num_rows == len(y) >= 2 * _FOLDS
-        folds = torch.randperm(len(y)).tensor_split(_FOLDS) if held_out else (torch.arange(len(y)),)
-        smoothed = [_without(weights, fold if held_out else None, len(replicated[site])) for fold in folds]
-        reliable = [(fold, w) for fold, (w, k) in zip(folds, smoothed, strict=True) if k < _MOST_K]
         for name, statistic in statistics.items():
-            number = _checked(statistic, name)
-            if not torch.isfinite(number(y)):
-                continue  # as the standard deviation of one number
 
-            def of_draws(rows: Tensor, number: Statistic = number, site: str = site) -> Tensor:
-                return torch.stack([number(draw) for draw in replicated[site][:, rows]])
+            def numbers(data: Tensor, statistic: Statistic = statistic, name: str = name) -> Tensor:
+                return torch.stack([_number(statistic(rows.double()), name) for rows in data])
 
-            p_values = [tail_probability(w, of_draws(fold), number(y[fold])) for fold, w in reliable]
-            values = torch.stack(p_values) if p_values else torch.empty(0, dtype=torch.float64)
-            unreliable, whole = len(folds) - len(reliable), of_draws(torch.arange(len(y)))
-            found.append(PredictiveCheck(site, name, values, held_out, unreliable, number(y).item(), whole))
+            value, (many, one) = numbers(y[None]), (numbers(drawn[site]) for drawn in (replicated, at_one_draw))
+            ties = (one == value).double().mean() * torch.rand(())
+            below = ((one < value).double().mean() + ties).item()
+            found.append(PredictiveCheck(site, name, value.item(), many, below, calibrated))
     return PredictiveChecks(tuple(found))
 
 
-def _without(weights: Weights | None, fold: Tensor | None, num_draws: int) -> tuple[Tensor, float]:
-    """Log-weights of draws given all rows but those of a fold."""
-    if weights is None:
-        return torch.full((num_draws,), -math.log(num_draws), dtype=torch.float64), -math.inf
-    if fold is None:
-        return smooth(weights.marginal)
-    assert weights.rows is not None
-    return smooth(weights.marginal.double() - weights.rows[:, fold].double().sum(-1))
-
-
-def _checked(statistic: Statistic, name: str) -> Statistic:
-    def number(rows: Tensor) -> Tensor:
-        value = torch.as_tensor(statistic(rows.double()))
-        if value.numel() != 1:
-            raise ValueError(f"the test quantity {name!r} must be a number; got shape {list(value.shape)}")
-        return value.reshape(()).double()
-
-    return number
+def _number(value: Tensor, name: str) -> Tensor:
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"the test quantity {name!r} must be a tensor of one number; got {got}")
+    return value.reshape(()).double()

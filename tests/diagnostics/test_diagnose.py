@@ -1,0 +1,211 @@
+"""``diagnose`` as a whole: what it says of fits whose quality is known."""
+
+import re
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyro_lvm as lvm
+
+N = 60
+Y = torch.randn(N, generator=torch.Generator().manual_seed(0)) + 2.0
+FEW = 1_000  # draws
+
+
+def model(y):
+    mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+    pyro.deterministic("twice", 2 * mean)
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def off(shift, width):
+    """The posterior, so many standard deviations away and so many times as wide."""
+
+    def guide(y):
+        precision = 0.01 + len(y)
+        shifted = pyro.param("shift", torch.tensor(float(shift)))
+        pyro.sample("mean", dist.Normal(y.sum() / precision + shifted * precision**-0.5, width * precision**-0.5))
+
+    return guide
+
+
+def fitted(guide, *data, of=model, **options):
+    return lvm.fit(of, guide, *(data or (Y,)), num_steps=1, optim=1e-12, progress=False, **options)
+
+
+def grades(diagnosis, about):
+    return [finding.grade for finding in diagnosis.findings() if finding.about == about]
+
+
+@pytest.mark.parametrize(
+    ("shift", "width", "verdict"),
+    [(0, 1, "good"), (0.1, 1.1, "good"), (0.5, 1, "bad"), (0, 1.4, "bad"), (0, 0.7, "bad"), (0.25, 1, "doubtful")],
+)
+def test_the_verdict_is_that_of_the_exact_posterior(shift, width, verdict):
+    found = lvm.diagnose(fitted(off(shift, width)))
+    assert found.verdict == verdict
+    assert found.marginals.names == ("mean", "twice")
+    assert set(found.marginals.corrected) == {"importance weights", "Hamiltonian moves"}
+    precision = 0.01 + N
+    exact, sd = (Y.sum() / precision).item(), precision**-0.5
+    for moments in found.marginals.corrected.values():
+        assert abs(moments.means[0] - exact) < 4 * moments.mean_errors[0]
+        assert abs(moments.sds[0] - sd) < 4 * moments.sd_errors[0]
+    log_evidence = dist.MultivariateNormal(torch.zeros(N), torch.eye(N) + 100).log_prob(Y).item()
+    assert abs(found.evidence.value - log_evidence) < 4 * found.evidence.standard_error + 1e-3
+    assert found.elbo.value <= found.evidence.value + 1e-3
+    assert abs(found.loo.elpd - -1.5 * N) < 15
+    assert len(found.pit[0].values) == N
+    assert {check.statistic for check in found.checks.each} == {"mean", "sd", "min", "max"}
+
+
+def test_a_hopeless_guide_is_bad_by_moves_alone():
+    found = lvm.diagnose(fitted(off(6, 0.3)), FEW)
+    assert found.khat.value > 0.7
+    assert list(found.marginals.corrected) == ["Hamiltonian moves"]
+    assert found.verdict == "bad"
+    assert grades(found, "evidence") == ["doubtful"]
+    assert "to try next" in found.summary()
+
+
+def test_words_picture_and_page(tmp_path):
+    found = lvm.diagnose(fitted(off(0, 1)), FEW)
+    text = str(found)
+    assert text == found.summary() == repr(found)
+    assert "verdict: good" in text
+    assert "can be trusted" in text
+    assert len(found.plot().axes) == 6
+    html = found.to_html(tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == html
+    assert html.count("data:image/png;base64,") == 1
+    assert not re.search(r"(src|href)=\"(?!data:)", html)
+    assert "LOO-PIT of &#x27;y&#x27;" in html
+    assert "<iframe srcdoc=" in found._repr_html_()
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+def test_the_same_seed_says_the_same():
+    result = fitted(off(0.1, 1))
+    assert str(lvm.diagnose(result, FEW, seed=3)) == str(lvm.diagnose(result, FEW, seed=3))
+    assert str(lvm.diagnose(result, FEW, seed=3)) != str(lvm.diagnose(result, FEW, seed=4))
+
+
+def test_enumerated_sites_are_summed_out(clusters, fit):
+    def mixture(x):
+        with pyro.plate("components", 2):
+            locs = pyro.sample("locs", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.4, 0.6])), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(locs[z], 1.0).to_event(1), obs=x)
+
+    start = {"AutoNormal.locs.locs": torch.tensor([[-2.0, -2.0], [2.0, 2.0]])}
+    result = fit(mixture, "mean_field", clusters, num_steps=600, optim=0.05, init=start)
+    found = lvm.diagnose(result, FEW)
+    assert found.khat.value < 0.7
+    assert set(found.marginals.by_site()) == {"locs"}
+    assert "Hamiltonian moves" in found.marginals.corrected
+
+
+def test_latents_of_rows_are_judged_row_by_row(fit):
+    def nested(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        with pyro.plate("rows", len(y)):
+            z = pyro.sample("z", dist.Normal(mean, 1.0).expand([2]).to_event(1))
+            pyro.sample("y", dist.Normal(z.sum(-1), 1.0), obs=y)
+
+    found = lvm.diagnose(fit(nested, "mean_field", torch.cat([Y, Y]), num_steps=400), FEW)
+    assert found.khat.shared_only
+    assert found.khat.num_draws == FEW // 10
+    assert found.khat.rows.shape == (2 * N,)
+    assert len(grades(found, "k-hat of rows")) == 1
+    assert found.loo is not None
+
+
+def test_a_vae_has_rows_and_no_shared_posterior(fit):
+    x = torch.bernoulli(torch.full((150, 6), 0.4), generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    found = lvm.diagnose(fit(lvm.models.VAE(6, 2, hidden=(8,)), None, x, num_steps=50), FEW)
+    assert found.khat.each == ()
+    assert found.khat.rows.shape == (150,)
+    assert found.verdict in ("good", "doubtful", "bad")
+    assert found.not_available == {"LOO": "what rows share is a point, which has seen every row"}
+    assert not any(check.calibrated for check in found.checks.each)
+
+
+def test_fits_to_points_have_no_posterior(fit):
+    found = lvm.diagnose(fit(model, "map", Y, num_steps=300), FEW)
+    assert found.verdict == "not available"
+    assert (found.khat, found.evidence, found.marginals, found.loo) == (None,) * 4
+    assert "as a MAP fit does" in found.not_available["posterior"]
+    assert "not available: " in str(found)
+    found.to_html()
+
+
+def test_em_is_told_by_its_iterations(clusters):
+    found = lvm.diagnose(lvm.fit_em(lvm.models.GaussianMixture(2, 2), clusters), FEW)
+    assert found.verdict == "not available"
+    assert grades(found, "optimisation") == ["good"]
+    assert found.plot().axes
+
+
+def test_a_model_without_a_row_plate_has_no_loo(schools):
+    found = lvm.diagnose(schools, FEW)
+    assert "no plate that follows the rows" in found.not_available["LOO"]
+    assert found.pit == ()
+    assert all(check.calibrated for check in found.checks.each)
+
+
+def test_discrete_latents_cannot_be_moved(fit):
+    def counted(y):
+        n = pyro.sample("n", dist.Poisson(3.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(n, 1.0), obs=y)
+
+    def guide(y):
+        rate = pyro.param("rate", torch.tensor(2.0))
+        pyro.sample("n", dist.Poisson(rate), infer={"is_auxiliary": False})
+
+    found = lvm.diagnose(fitted(guide, Y[:3], of=counted), FEW)
+    assert "Hamiltonian moves" not in found.marginals.corrected
+
+
+def test_own_test_quantities():
+    found = lvm.diagnose(fitted(off(0, 1)), FEW, statistics={"range": lambda y: y.max() - y.min()})
+    assert [check.statistic for check in found.checks.each] == ["range"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"statistics": [torch.mean]}, TypeError, "expected a dict of functions"),
+        ({"statistics": {"mean": 3}}, TypeError, "'mean' must be a function"),
+        ({"statistics": {"all": lambda y: y}}, ValueError, "'all' must be a tensor of one number"),
+        ({"num_draws": 0}, ValueError, "num_draws"),
+        ({"seed": -1}, ValueError, "seed"),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        lvm.diagnose(fitted(off(0, 1)), **{"num_draws": FEW, **arguments})
+
+
+def test_what_is_no_result():
+    with pytest.raises(TypeError, match="takes the result of a fit; got dict"):
+        lvm.diagnose({})
+
+
+def test_a_fit_without_its_rows():
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(Y), batch_size=N)
+    result = lvm.fit(model, off(0, 1), loader, num_steps=1, progress=False)
+    with pytest.raises(ValueError, match="kept none of them"):
+        lvm.diagnose(result)
+
+
+def test_a_page_that_cannot_be_written():
+    with pytest.raises(ValueError, match="does not exist"):
+        lvm.diagnose(fitted(off(0, 1)), FEW).to_html("/no/such/folder/report.html")

@@ -1,0 +1,110 @@
+"""Predictive checks that hold folds out, on a conjugate model whose posterior is drawn from exactly."""
+
+import pytest
+import torch
+from scipy.stats import kstest
+
+from pyro_lvm.diagnostics.pit import pit
+from pyro_lvm.diagnostics.predictive_checks import STATISTICS, check_predictions
+from pyro_lvm.diagnostics.weights import Weights
+
+S, N = 1_000, 40
+MODEL = torch.distributions.Normal
+
+
+def posterior(y):
+    """Of the mean of N(mean, 1), with prior N(0, 10)."""
+    precision = 0.01 + len(y)
+    return MODEL(y.sum() / precision, precision**-0.5)
+
+
+def drawn(y):
+    """Draws of the exact posterior, as weights, data anew at each of them, and at the first of them."""
+    mean = posterior(y).sample((S,))
+    rows = MODEL(mean[:, None], 1.0).log_prob(y)
+    flat = torch.zeros(S, dtype=torch.float64)
+    weights = Weights({"mean": mean}, flat, flat, rows.double(), None)
+    shape = (S, len(y))
+    return weights, *(MODEL(loc.expand(shape), 1.0).sample() for loc in (mean[:, None], mean[0]))
+
+
+def checks(y, statistics=STATISTICS, calibrated=True):
+    _, many, one = drawn(y)
+    return check_predictions({"y": y}, {"y": many}, {"y": one}, statistics, calibrated).each
+
+
+def test_p_values_are_uniform_under_the_model():
+    """Those over all draws crowd around one half, for a mean is always where it was fitted."""
+    torch.manual_seed(0)
+    below, twice = {name: [] for name in STATISTICS}, []
+    for _ in range(150):
+        mean = 10 * torch.randn(())
+        for check in checks(mean + torch.randn(N)):
+            below[check.statistic].append(check.below)
+            if check.statistic == "mean":
+                twice.append((check.replicated < check.observed).double().mean().item())
+    for name, values in below.items():
+        assert kstest(values, "uniform").pvalue > 0.01, name
+    assert kstest(twice, "uniform").pvalue < 1e-6
+
+
+def test_rows_that_are_wider_than_the_model_are_seen():
+    torch.manual_seed(1)
+    by_name = {check.statistic: check for check in checks(2.5 * torch.randn(100))}
+    assert by_name["sd"].p_value == 0
+    assert by_name["sd"].findings()[0].grade == "bad"
+    assert by_name["sd"].findings()[0].advice
+    assert by_name["mean"].p_value > 1e-4
+
+
+def test_points_are_said_to_be_conservative():
+    assert all("conservative" in check.findings()[0].text for check in checks(torch.randn(N), calibrated=False))
+
+
+def test_own_test_quantities():
+    torch.manual_seed(4)
+    (check,) = checks(torch.randn(N), {"share of positives": lambda rows: (rows > 0).double().mean()})
+    assert 0 < check.observed < 1
+    assert "share of positives of 'y'" in check.findings()[0].text
+    with pytest.raises(ValueError, match=r"'rows' must be a tensor of one number; got shape \[4\]"):
+        checks(torch.randn(N), {"rows": lambda rows: rows[:4]})
+    with pytest.raises(ValueError, match="'count' must be a tensor of one number; got 40"):
+        checks(torch.randn(N), {"count": len})
+
+
+def test_ties_share_the_unit_interval():
+    """A quantity that is always the same tells nothing."""
+    torch.manual_seed(5)
+    y, drawn_anew = {"y": torch.zeros(3)}, {"y": torch.zeros(2, 3)}
+    below = [check_predictions(y, drawn_anew, drawn_anew, {"max": torch.max}, True).each[0].below for _ in range(1_000)]
+    assert kstest(below, "uniform").pvalue > 0.01
+
+
+def test_the_place_of_each_row_among_its_predictions():
+    """Against the exact predictive distribution given all other rows, within four standard errors."""
+    torch.manual_seed(6)
+    y = torch.randn(N) + 1.0
+    weights, replicated, _ = drawn(y)
+    found = pit("y", weights, replicated, y)
+    expected = torch.stack(
+        [
+            MODEL(given.loc, (given.scale**2 + 1) ** 0.5).cdf(y[i])
+            for i, given in ((i, posterior(torch.cat([y[:i], y[i + 1 :]]))) for i in range(N))
+        ]
+    )
+    error = (expected * (1 - expected) / S).sqrt()
+    assert (abs(found.values - expected) < 4 * error + 1e-3).all()
+    assert found.p_value == pytest.approx(kstest(found.values.numpy(), "uniform").pvalue)
+    assert found.findings()[0].grade == "good"
+
+
+def test_ties_are_broken_at_random():
+    """A coin's two values share the unit interval."""
+    torch.manual_seed(7)
+    y = torch.bernoulli(torch.full((400,), 0.3))
+    flat = torch.zeros(S, dtype=torch.float64)
+    weights = Weights({}, flat, flat, torch.zeros(S, 400).double(), None)
+    found = pit("y", weights, torch.bernoulli(torch.full((S, 400), 0.3)), y)
+    assert found.p_value > 0.01
+    narrow = pit("y", weights, torch.bernoulli(torch.full((S, 400), 0.6)), y)
+    assert narrow.findings()[0].grade == "bad"
