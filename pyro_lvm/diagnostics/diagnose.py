@@ -173,11 +173,12 @@ def _predictions(
     numbers = max(held[name]["value"].numel() for name in sites.observed)
     num_draws = min(_NUM_LOO, max(_FEWEST_REPLICATED, _NUMBERS // numbers))
     if weights is None:
-        latents, chosen = result.sample(num_draws, seed), 0
+        latents = result.sample(num_draws, seed)
     else:
         weights = weights.head(num_draws)
-        latents, num_draws, chosen = weights.draws, len(weights.joint), _one_of(weights)
+        latents, num_draws = weights.draws, len(weights.joint)
     with result._quiet(seed):
+        chosen = 0 if weights is None else _one_of(weights)
         one = {name: value[chosen].expand_as(value) for name, value in latents.items()}
         many, at_one = (_rows_first(result, held, replicated(result, given, num_draws), 1) for given in (latents, one))
         observed = _rows_first(result, held, {name: held[name]["value"] for name in many}, 0)

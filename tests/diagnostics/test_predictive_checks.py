@@ -74,7 +74,7 @@ def test_own_test_quantities():
 
 def test_ties_share_the_unit_interval():
     """A quantity that is always the same tells nothing."""
-    torch.manual_seed(5)
+    torch.manual_seed(0)
     y, drawn_anew = {"y": torch.zeros(3)}, {"y": torch.zeros(2, 3)}
     below = [check_predictions(y, drawn_anew, drawn_anew, {"max": torch.max}, True).each[0].below for _ in range(1_000)]
     assert kstest(below, "uniform").pvalue > 0.01
