@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from scipy.stats import norm
 
 from pyro_lvm.diagnostics.marginals import Marginals, Moments, of_chains, of_weighted
@@ -82,7 +83,7 @@ def test_without_a_correction_nothing_is_known():
 def test_the_worst_numbers_are_drawn_first():
     names = tuple(f"a[{i}]" for i in range(20))
     guide = moments(np.linspace(0, 1, 20), np.ones(20))
-    ax = Marginals(names, guide, {"weights": moments(np.zeros(20), np.ones(20))}).plot()
+    ax = Marginals(names, guide, {"weights": moments(np.zeros(20), np.ones(20))}).plot(Figure().subplots())
     assert [label.get_text() for label in ax.get_yticklabels()] == [f"a[{i}]" for i in range(19, 3, -1)]
     assert "the worst 16 of 20" in ax.get_xlabel()
 

@@ -347,8 +347,8 @@ def test_given_axes_are_used_and_new_ones_made_otherwise(draw, ax):
     assert dict(matplotlib.rcParams) == before
 
 
-def test_pareto_k_marks_what_is_too_large():
-    ax = plots.pareto_k([0.1, 0.9, 5.0, -3.0])
+def test_pareto_k_marks_what_is_too_large(ax):
+    ax = plots.pareto_k([0.1, 0.9, 5.0, -3.0], ax=ax)
     low, high, limit = ax.lines
     assert low.get_xdata().tolist() == [0, 3]
     assert low.get_ydata().tolist() == [0.1, -0.5]
@@ -356,8 +356,8 @@ def test_pareto_k_marks_what_is_too_large():
     assert set(limit.get_ydata()) == {0.7}
 
 
-def test_uniformity_shows_the_distribution_function_less_the_expected():
-    ax = plots.uniformity([0.2, 0.2, 0.2, 0.8])
+def test_uniformity_shows_the_distribution_function_less_the_expected(ax):
+    ax = plots.uniformity([0.2, 0.2, 0.2, 0.8], ax=ax)
     grid, values = ax.lines[0].get_data()
     at = {0.1: -0.1, 0.5: 0.25, 0.9: 0.1}
     for place, expected in at.items():
@@ -370,9 +370,9 @@ def test_uniformity_takes_probabilities(values):
         plots.uniformity(values)
 
 
-def test_predictions_are_in_units_of_half_the_bar():
+def test_predictions_are_in_units_of_half_the_bar(ax):
     draws = np.linspace(-10, 10, 201)
-    ax = plots.predictions(["a", "b"], [4.5, 100.0], [draws, draws])
+    ax = plots.predictions(["a", "b"], [4.5, 100.0], [draws, draws], ax=ax)
     assert [line.get_xdata()[0] for line in ax.lines] == pytest.approx([0.5, 4.0])
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
     with pytest.raises(ValueError, match="expected draws of 2 quantities, got 1"):
