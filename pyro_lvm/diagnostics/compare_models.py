@@ -1,0 +1,251 @@
+"""Fitted models of the same data, side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_lvm.checks import check_count, check_seed
+from pyro_lvm.data import fingerprint
+from pyro_lvm.diagnostics.draws import sites_of
+from pyro_lvm.diagnostics.exchangeable import component_site, shared_latents
+from pyro_lvm.diagnostics.khat import USEFUL
+from pyro_lvm.diagnostics.loo import LOO, leave_one_out
+from pyro_lvm.diagnostics.mixtures import examine_mixture
+from pyro_lvm.diagnostics.model_comparison import ComparedModel, ModelComparison
+from pyro_lvm.diagnostics.weights import draw_weighted
+from pyro_lvm.elbo.contraction import log_density
+from pyro_lvm.elbo.terms import by_row
+from pyro_lvm.guides import points
+from pyro_lvm.importance import Estimate
+from pyro_lvm.params import leaves, num_free
+from pyro_lvm.psis import pareto_k
+from pyro_lvm.result import Result
+
+_NUM_LABELLINGS = 50  # draws in which labels are looked for
+
+
+def compare_models(results: Mapping[str, Result], num_draws: int = 1_000, seed: int | None = None) -> ModelComparison:
+    r"""Compare fitted models of the same data.
+
+    Two kinds of fits answer different questions, and no number stands where it does not apply. Where all parameters are
+    points, as after EM without a guide, there are the log-likelihood at these, and what is made of it with :math:`p`
+    free parameters and N rows:
+
+    .. math::
+
+        \mathrm{BIC} &= p \log N - 2 \log p(x) \\
+        \mathrm{ICL} &= \mathrm{BIC} - 2 \sum_{ik} r_{ik} \log r_{ik}
+
+    with the responsibilities :math:`r_{ik}` of the rows' components. For both lower is better. Where parameters have a
+    posterior, there are the evidence :math:`\log p(x)`, with parameters integrated out, and the expected log-density of
+    rows left out of the fit; for both higher is better. The evidence depends on the prior, also where the posterior
+    hardly does.
+
+    Args:
+        results: What ``fit`` or ``fit_em`` returned, by name; at least two.
+        num_draws: Of each guide, for the evidence and for leave-one-out.
+        seed: Of the draws; that of each fit, if None.
+
+    Returns:
+        The comparison: print it, or see ``to_dataframe()``, ``plot()``, ``best()`` and ``differences()``.
+
+    Raises:
+        TypeError: if ``results`` are no results by name.
+        ValueError: for fewer than two, for fits of different data, and for fits that kept no rows (a ``DataLoader``).
+
+    References:
+        C. Biernacki, G. Celeux and G. Govaert, "Assessing a mixture model for clustering with the integrated completed
+        likelihood", *PAMI* 22 (2000), 719-725. A. Vehtari, A. Gelman and J. Gabry, "Practical Bayesian model evaluation
+        using leave-one-out cross-validation and WAIC", *Statistics and Computing* 27 (2017), 1413-1432.
+
+    Example:
+        >>> import torch, pyro_lvm as lvm
+        >>> x = torch.randn(90, 1, generator=torch.Generator().manual_seed(0))
+        >>> x[:30] += 8
+        >>> results = {}
+        >>> for K in (1, 2, 3):
+        ...     mixture = lvm.models.GaussianMixture(K, 1, covariance="tied").initialize(x)
+        ...     results[f"K={K}"] = lvm.fit_em(mixture, x, progress=False)
+        >>> comparison = lvm.compare_models(results)
+        >>> comparison.best("bic"), comparison.best("icl")
+        ('K=2', 'K=2')
+        >>> comparison["K=2"].num_parameters
+        4
+        >>> comparison["K=2"].reasons["evidence"]
+        'its parameters are at a point, and no evidence integrates them out'
+    """
+    if not isinstance(results, Mapping):
+        raise TypeError(f"results must be a dict of results by name; got {type(results).__name__}")
+    for name, result in results.items():
+        if not isinstance(result, Result) or not isinstance(name, str):
+            raise TypeError(f"results[{name!r}] must be the result of a fit under a name; got {type(result).__name__}")
+    if len(results) < 2:
+        raise ValueError(f"compare_models takes at least two results; got {len(results)}")
+    num_draws, seed = check_count("num_draws", num_draws), None if seed is None else check_seed(seed)
+    _refuse_other_data(results)
+    return ModelComparison({name: _compared(result, num_draws, seed) for name, result in results.items()})
+
+
+def _refuse_other_data(results: Mapping[str, Result]) -> None:
+    """Models may call their data otherwise, or take other covariates; what they observe must be the same.
+
+    A model may also split its observations into sites in another way: then its rows and their size must be the same.
+    """
+    seen = {}
+    for name, result in results.items():
+        data, args = result._program.data, result._arguments(())
+        sites = sites_of(result, args)
+        observed = [sites[site]["value"] for site in result._program.sites.observed]
+        rows = [arg for arg, has_rows in zip(args, data.has_rows, strict=True) if has_rows]
+        size = sum(value.numel() for value in observed)
+        seen[name] = (fingerprint(observed), (fingerprint(rows), size) if rows else None)
+    first, *others = seen
+    for name in others:
+        same = seen[name][0] == seen[first][0] or (seen[name][1] == seen[first][1] is not None)
+        if not same:
+            raise ValueError(f"{name!r} and {first!r} are fits of different data, whose densities are not comparable")
+
+
+def _compared(result: Result, num_draws: int, seed: int | None) -> ComparedModel:
+    program = result._program
+    fixed, free = _points(result), shared_latents(result)
+    drawn = [name for name in free if name not in fixed]
+    found: dict[str, Any] = dict.fromkeys(("log_likelihood", "bic", "icl", "evidence", "loo"))
+    reasons: dict[str, str] = {}
+    notes: list[str] = []
+    count = _num_parameters(result, fixed)
+
+    def attempt(what: str, compute: Callable[[], Any]) -> Any:
+        try:
+            found[what] = compute()
+        except ValueError as error:
+            reasons[what] = str(error)
+        return found[what]
+
+    if drawn:
+        reason = f"{drawn[0]!r} has a posterior and is at no point"
+        reasons |= dict.fromkeys(("log_likelihood", "bic", "icl"), reason)
+        evidence = attempt("evidence", lambda: result.evidence(num_draws, seed=seed))
+        loo = attempt("loo", lambda: _leave_one_out(result, num_draws, seed))
+        if evidence is not None:
+            found["evidence"] = Estimate(*evidence)
+            if (k := pareto_k(evidence.log_weights)) >= USEFUL:
+                notes.append(f"log p(x) is not to be trusted: Pareto k {k:.2f} of its weights")
+        if loo is not None and loo.findings()[0].grade != "good":
+            notes.append(f"elpd_loo is not to be trusted for {loo.num_unreliable:,} of {len(loo.rows):,} rows")
+        if count:
+            notes.append(f"with {count:,} more parameters at a point, which have seen all rows")
+        notes += _labellings(result, seed)
+    else:
+        reason = "its parameters are at a point, and "
+        reasons |= {"evidence": reason + "no evidence integrates them out", "loo": reason + "have seen every row"}
+        likelihood = attempt("log_likelihood", lambda: _log_likelihood(result, fixed, num_draws, seed))
+        if likelihood is None:
+            reasons |= dict.fromkeys(("bic", "icl"), "it has no log-likelihood")
+        elif program.data.num_rows is None:
+            reasons |= dict.fromkeys(("bic", "icl"), "its data has no rows")
+        else:
+            found["bic"] = count * math.log(program.data.num_rows) - 2 * likelihood.value
+            attempt("icl", lambda: found["bic"] + 2 * _entropy(result))
+    return ComparedModel(
+        kind=type(result).__name__.removesuffix("Result"),
+        num_parameters=count,
+        reasons=reasons,
+        notes=tuple(notes),
+        **found,
+    )
+
+
+def _points(result: Result) -> list[str]:
+    """The latents that the guide has at a point."""
+    program, args = result._program, result._arguments(())
+    with result._quiet(None), torch.no_grad():
+        trace = poutine.trace(result.guide).get_trace(*args, **program.model_kwargs)
+        return points(program.guide, trace, program.sites.latent)
+
+
+def _num_parameters(result: Result, fixed: list[str]) -> int:
+    """The free numbers of the parameters on which the model depends, those that are points of latents among them."""
+    program, args = result._program, result._arguments(())
+    values = {name: value.detach().clone() for name, value in result._values.items()}
+    names = [name for name in program.parameters.constraints if name in values]
+    for name in names:
+        values[name].requires_grad_()
+
+    def total() -> Tensor:
+        drawn = poutine.trace(program.guide).get_trace(*args, **program.model_kwargs)
+        for name in program.sites.latent:
+            if name not in fixed:
+                drawn.nodes[name]["value"] = drawn.nodes[name]["value"].detach()
+        trace = poutine.trace(poutine.replay(program.model, trace=drawn))
+        sites = trace.get_trace(*args, **program.model_kwargs)
+        return sites.log_prob_sum()
+
+    with result._quiet(None):
+        used = leaves(program.call(values, total))
+    constraints = program.parameters.constraints
+    held = program.parameters.constrained(result._values)
+    return sum(num_free(held[name], constraints[name]) for name in names if id(values[name]) in used)
+
+
+def _log_likelihood(result: Result, fixed: list[str], num_draws: int, seed: int | None) -> Estimate:
+    """log p(x) at the parameters; exact where what is not at a point is enumerated."""
+    program = result._program
+    at_a_point = [name for name in fixed if name in program.sites.local]
+    if at_a_point:
+        raise ValueError(f"the rows' own {at_a_point[0]!r} is at a point, and is not integrated out")
+    if set(program.sites.latent) - set(fixed):
+        if outside := [name for name in program.sites.observed if name not in program.sites.local]:
+            raise ValueError(f"{outside[0]!r} is observed outside the rows, whose latents are integrated out")
+        rows = result.score(num_draws=num_draws, seed=seed)
+        return Estimate(rows.value.double().sum().item(), rows.standard_error.double().square().sum().sqrt().item())
+    args = result._arguments(())
+    with result._quiet(seed), torch.no_grad():
+        drawn = poutine.trace(result.guide).get_trace(*args, **program.model_kwargs)
+        trace = result._enumerated_trace(args, drawn)
+        for name, site in list(trace.nodes.items()):
+            prior = site["type"] == "sample" and site["infer"].get("_deterministic", False)
+            if prior or name in fixed:
+                trace.remove_node(name)
+        terms = [term._replace(value=term.value.double()) for term in log_density(trace)]
+        return Estimate(by_row(terms, ())[0].item(), 0.0)
+
+
+def _entropy(result: Result) -> float:
+    """Of the rows' components given the data, in nats."""
+    site = component_site(result)
+    if site is None:
+        raise ValueError("no single enumerated site inside the row plate gives each row a component")
+    if result._program.sites.local_latent:
+        raise ValueError("the rows have other latents besides their components")
+    with result._quiet(None), torch.no_grad():
+        probs = result._responsibilities(result._arguments(()))[site]
+    return torch.special.entr(probs.double()).sum().item()
+
+
+def _leave_one_out(result: Result, num_draws: int, seed: int | None) -> LOO:
+    sites = result._program.sites
+    if fixed := _points(result):
+        raise ValueError(f"the guide puts {fixed[0]!r} at a point and has no density there")
+    if sites.shared_enumerated:
+        raise ValueError(f"the rows depend on the enumerated site {sites.shared_enumerated[0]!r}")
+    weights = draw_weighted(result, num_draws, seed)
+    if weights.rows is None:
+        raise ValueError("the model has no plate that follows the rows of the data" + sites.search)
+    return leave_one_out(weights)
+
+
+def _labellings(result: Result, seed: int | None) -> list[str]:
+    """What the evidence may lack where a guide keeps to one numbering of components that have many."""
+    found = examine_mixture(result, _NUM_LABELLINGS, seed)
+    if found is None or not found.dims or found.num_switched:
+        return []
+    K = found.num_components
+    more = f"log p(x) may be up to log {K}! = {math.lgamma(K + 1):.1f} higher"
+    return [f"the guide holds one numbering of {K} components: {more}"]
