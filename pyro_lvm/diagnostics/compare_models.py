@@ -42,7 +42,8 @@ def compare_models(results: Mapping[str, Result], num_draws: int = 1_000, seed: 
         \mathrm{BIC} &= p \log N - 2 \log p(x) \\
         \mathrm{ICL} &= \mathrm{BIC} - 2 \sum_{ik} r_{ik} \log r_{ik}
 
-    with the responsibilities :math:`r_{ik}` of the rows' components. For both lower is better. Where parameters have a
+    with the responsibilities :math:`r_{ik}` of the rows' components. For both lower is better. Every number of a loading
+    counts as free, though its rotations are alike to the likelihood. Where parameters have a
     posterior, there are the evidence :math:`\log p(x)`, with parameters integrated out, and the expected log-density of
     rows left out of the fit; for both higher is better. The evidence depends on the prior, also where the posterior
     hardly does.

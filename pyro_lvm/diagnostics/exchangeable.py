@@ -31,7 +31,7 @@ def component_site(result: Result) -> str | None:
     with result._quiet(None), torch.no_grad():
         site = prior_trace(result.model, *args, **result._program.model_kwargs).nodes[name]
     plates = [frame.name for frame in site["cond_indep_stack"] if frame.vectorized]
-    return name if plates == [sites.row_plate.name] and len(site["fn"].enumerate_support(expand=False)) > 1 else None
+    return name if plates == [sites.row_plate.name] else None
 
 
 def shared_latents(result: Result) -> list[str]:
@@ -52,8 +52,8 @@ def component_dims(result: Result, site: str, seed: int | None = None) -> Dims |
         seed: Of the draw; the fit's, if None.
 
     Returns:
-        Dimensions of a draw by the name of the latent; None where there are none, as in a model that tells the states
-        apart, or where too many dimensions have the size.
+        Dimensions of a draw by the name of the latent, none of a single state; None where none are found, as in a model
+        that tells the states apart, or where too many dimensions have the size.
     """
     args = result._arguments(())
     with result._quiet(seed), torch.no_grad(), pyro.validation_enabled(False):
@@ -62,6 +62,8 @@ def component_dims(result: Result, site: str, seed: int | None = None) -> Dims |
         sites = sample_sites(prior_trace(result.model, *args, **result._program.model_kwargs))
         support = {name: sites[name]["fn"].support for name in shared_latents(result)}
         K = before[-1].shape[-1]
+        if K == 1:
+            return {}
         shared = {name: latents[name] for name in shared_latents(result)}
         places = [(name, dim) for name, value in shared.items() for dim, size in enumerate(value.shape) if size == K]
         if len(places) > _MOST_CANDIDATES:

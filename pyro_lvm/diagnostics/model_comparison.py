@@ -194,11 +194,11 @@ class ModelComparison(Mapping[str, ComparedModel]):
             [
                 name,
                 m.kind,
-                "-" if m.log_likelihood is None else _number(m.log_likelihood.value),
+                "-" if m.log_likelihood is None else _with_error(*m.log_likelihood),
                 "-" if m.num_parameters is None else f"{m.num_parameters:,}",
                 "-" if m.bic is None else _number(m.bic),
                 "-" if m.icl is None else _number(m.icl),
-                "-" if m.evidence is None else _with_error(m.evidence.value, m.evidence.standard_error),
+                "-" if m.evidence is None else _with_error(*m.evidence),
                 "-" if m.loo is None else _with_error(m.loo.elpd, m.loo.standard_error),
                 "-" if m.loo is None else f"{m.loo.num_unreliable:,} of {len(m.loo.rows):,}",
             ]
@@ -247,4 +247,4 @@ def _number(value: float) -> str:
 
 
 def _with_error(value: float, error: float) -> str:
-    return _number(value) if error == 0 else f"{value:,.1f} +- {error:.2g}"
+    return _number(value) if error < 1e-3 else f"{value:,.1f} +- {error:.2g}"
