@@ -42,11 +42,10 @@ def compare_models(results: Mapping[str, Result], num_draws: int = 1_000, seed: 
         \mathrm{BIC} &= p \log N - 2 \log p(x) \\
         \mathrm{ICL} &= \mathrm{BIC} - 2 \sum_{ik} r_{ik} \log r_{ik}
 
-    with the responsibilities :math:`r_{ik}` of the rows' components. For both lower is better. Every number of a loading
-    counts as free, though its rotations are alike to the likelihood. Where parameters have a
-    posterior, there are the evidence :math:`\log p(x)`, with parameters integrated out, and the expected log-density of
-    rows left out of the fit; for both higher is better. The evidence depends on the prior, also where the posterior
-    hardly does.
+    with the responsibilities :math:`r_{ik}` of the rows' components. For both lower is better. Every number of a
+    loading counts as free, though the likelihood does not know its rotations. Where parameters have a posterior, there
+    are the evidence :math:`\log p(x)`, with parameters integrated out, and the expected log-density of rows left out of
+    the fit; for both higher is better. The evidence depends on the prior, also where the posterior hardly does.
 
     Args:
         results: What ``fit`` or ``fit_em`` returned, by name; at least two.
@@ -120,6 +119,7 @@ def _compared(result: Result, num_draws: int, seed: int | None) -> ComparedModel
     found: dict[str, Any] = dict.fromkeys(("log_likelihood", "bic", "icl", "evidence", "loo"))
     reasons: dict[str, str] = {}
     notes: list[str] = []
+    doubtful: list[str] = []
     count = _num_parameters(result, fixed)
 
     def attempt(what: str, compute: Callable[[], Any]) -> Any:
@@ -137,8 +137,10 @@ def _compared(result: Result, num_draws: int, seed: int | None) -> ComparedModel
         if evidence is not None:
             found["evidence"] = Estimate(*evidence)
             if (k := pareto_k(evidence.log_weights)) >= USEFUL:
+                doubtful.append("evidence")
                 notes.append(f"log p(x) is not to be trusted: Pareto k {k:.2f} of its weights")
         if loo is not None and loo.findings()[0].grade != "good":
+            doubtful.append("loo")
             notes.append(f"elpd_loo is not to be trusted for {loo.num_unreliable:,} of {len(loo.rows):,} rows")
         if count:
             notes.append(f"with {count:,} more parameters at a point, which have seen all rows")
@@ -159,6 +161,7 @@ def _compared(result: Result, num_draws: int, seed: int | None) -> ComparedModel
         num_parameters=count,
         reasons=reasons,
         notes=tuple(notes),
+        doubtful=tuple(doubtful),
         **found,
     )
 

@@ -23,6 +23,14 @@ _LABELS = {
     "bic": "BIC, above the best",
     "icl": "ICL, above the best",
 }
+_HEADS = {
+    "log_likelihood": "log-lik",
+    "num_parameters": "params",
+    "bic": "BIC",
+    "icl": "ICL",
+    "evidence": "log p(x)",
+    "loo": "elpd_loo",
+}
 _LOWER_IS_BETTER = ("bic", "icl")
 
 
@@ -42,6 +50,7 @@ class ComparedModel:
         loo: Leave-one-out cross-validation.
         reasons: Why a number is missing, by its name.
         notes: What is to be known of the numbers that are there.
+        doubtful: The criteria whose estimates are not to be trusted.
     """
 
     kind: str
@@ -53,6 +62,7 @@ class ComparedModel:
     loo: LOO | None
     reasons: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    doubtful: tuple[str, ...] = ()
 
     def value(self, criterion: str) -> float:
         """The number of a criterion; NaN where there is none."""
@@ -182,14 +192,14 @@ class ModelComparison(Mapping[str, ComparedModel]):
             errors = {name: found[name].standard_error for name in found}
             plots.dots(values, _LABELS[criterion], log=False, ax=ax, errors=errors)
             ax.axvline(0, color="#888888", linewidth=1, zorder=0)
-            ax.set_title(f"best: {self.best(criterion)}", fontsize=10)
+            ax.set_title(f"best: {self.best(criterion)}{self._doubt(criterion)}", fontsize=10)
         for ax in axes[0, 1:]:
             ax.set_yticklabels([])
         return figure
 
     def _table(self) -> list[list[str]]:
         """The head and a line for each model; no column that is empty throughout."""
-        head = ["model", "kind", "log-lik", "params", "BIC", "ICL", "log p(x)", "elpd_loo", "k > 0.7"]
+        head = ["model", "kind", *_HEADS.values(), "k > 0.7"]
         lines = [
             [
                 name,
@@ -209,12 +219,14 @@ class ModelComparison(Mapping[str, ComparedModel]):
 
     @property
     def _notes(self) -> list[str]:
-        """Each reason and note once, with the models that it is about."""
+        """Why a number is missing that others have, and notes, each once with the models that it is about."""
+        shown = [what for what in _HEADS if any(getattr(model, what) is not None for model in self.values())]
         found: dict[str, list[str]] = {}
         for name, model in self.items():
             missing: dict[str, list[str]] = {}
-            for what, reason in model.reasons.items():
-                missing.setdefault(reason, []).append(what)
+            for what in shown:
+                if what in model.reasons:
+                    missing.setdefault(model.reasons[what], []).append(_HEADS[what])
             for text in [*(f"no {', '.join(w)}: {r}" for r, w in missing.items()), *model.notes]:
                 found.setdefault(text, []).append(name)
         return [f"{', '.join(names)}: {text}" for text, names in found.items()]
@@ -222,7 +234,10 @@ class ModelComparison(Mapping[str, ComparedModel]):
     @property
     def _verdict(self) -> str:
         found = [criterion for criterion in CRITERIA if len(self._values(criterion)) > 1]
-        return "; ".join(f"best by {criterion}: {self.best(criterion)}" for criterion in found)
+        return "; ".join(f"best by {_HEADS[c]}: {self.best(c)}{self._doubt(c)}" for c in found)
+
+    def _doubt(self, criterion: str) -> str:
+        return " (not to be trusted)" if any(criterion in model.doubtful for model in self.values()) else ""
 
     def __str__(self) -> str:
         table = self._table()

@@ -249,6 +249,8 @@ def test_weights_that_fail_are_noted(y):
     assert any("log p(x) is not to be trusted" in note for note in found["narrow"].notes)
     assert any("elpd_loo is not to be trusted for 25 of 25 rows" in note for note in found["narrow"].notes)
     assert "narrow: log p(x) is not to be trusted" in str(found)
+    assert (found["narrow"].doubtful, found["good"].doubtful) == (("evidence", "loo"), ())
+    assert f"best by log p(x): {found.best('evidence')} (not to be trusted)" in str(found)
 
 
 def test_the_report(compared, bayes, y):
@@ -256,8 +258,8 @@ def test_the_report(compared, bayes, y):
     text = str(with_point)
     assert text.splitlines()[0].split()[:2] == ["model", "kind"]
     assert "ICL" not in text.splitlines()[0]  # no model has it
-    assert "point: no evidence: its parameters are at a point" in text
-    assert "best by loo: scale 1.0; best by evidence: scale 1.0" in text
+    assert "point: no log p(x): its parameters are at a point" in text
+    assert "best by elpd_loo: scale 1.0; best by log p(x): scale 1.0" in text
     assert with_point.best("bic") == "point"
     frame = with_point.to_dataframe()
     assert frame.index.tolist() == ["scale 1.0", "scale 2.0", "point"]
