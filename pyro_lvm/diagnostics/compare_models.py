@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -26,6 +27,7 @@ from pyro_lvm.importance import Estimate
 from pyro_lvm.params import leaves, num_free
 from pyro_lvm.psis import pareto_k
 from pyro_lvm.result import Result
+from pyro_lvm.sites import Site, sample_sites
 
 _NUM_LABELLINGS = 50  # draws in which labels are looked for
 
@@ -43,9 +45,11 @@ def compare_models(results: Mapping[str, Result], num_draws: int = 1_000, seed: 
         \mathrm{ICL} &= \mathrm{BIC} - 2 \sum_{ik} r_{ik} \log r_{ik}
 
     with the responsibilities :math:`r_{ik}` of the rows' components. For both lower is better. Every number of a
-    loading counts as free, though the likelihood does not know its rotations. Where parameters have a posterior, there
-    are the evidence :math:`\log p(x)`, with parameters integrated out, and the expected log-density of rows left out of
-    the fit; for both higher is better. The evidence depends on the prior, also where the posterior hardly does.
+    parameter counts as free, also where the likelihood does not know it, as the rotations of a loading.
+
+    Where parameters have a posterior, there are the evidence :math:`\log p(x)`, with parameters integrated out, and the
+    expected log-density of rows left out of the fit. For both higher is better. The evidence depends on the prior, also
+    where the posterior hardly does.
 
     Args:
         results: What ``fit`` or ``fit_em`` returned, by name; at least two.
@@ -88,39 +92,85 @@ def compare_models(results: Mapping[str, Result], num_draws: int = 1_000, seed: 
     if len(results) < 2:
         raise ValueError(f"compare_models takes at least two results; got {len(results)}")
     num_draws, seed = check_count("num_draws", num_draws), None if seed is None else check_seed(seed)
-    _refuse_other_data(results)
-    return ModelComparison({name: _compared(result, num_draws, seed) for name, result in results.items()})
+    seen = {name: _look(result) for name, result in results.items()}
+    _refuse_other_data(results, seen)
+    return ModelComparison({name: _compared(result, seen[name], num_draws, seed) for name, result in results.items()})
 
 
-def _refuse_other_data(results: Mapping[str, Result]) -> None:
+class _Seen(NamedTuple):
+    """What a run of model and guide shows.
+
+    Attributes:
+        fixed: The latents that the guide has at a point.
+        data: The observed sites but those that hold a parameter, whose density is a prior.
+        num_parameters: The free numbers of the parameters on which the model depends, points of latents among them.
+    """
+
+    fixed: tuple[str, ...]
+    data: tuple[str, ...]
+    num_parameters: int
+
+
+def _look(result: Result) -> _Seen:
+    program, args = result._program, result._arguments(())
+    constraints = program.parameters.constraints
+    values = {n: v.detach().clone().requires_grad_(n in constraints) for n, v in result._values.items()}
+
+    def run() -> tuple[list[str], poutine.Trace]:
+        drawn = poutine.trace(program.guide).get_trace(*args, **program.model_kwargs)
+        fixed = points(program.guide, drawn, program.sites.latent)
+        for name in program.sites.latent:
+            if name not in fixed:
+                drawn.nodes[name]["value"] = drawn.nodes[name]["value"].detach()
+        model = poutine.trace(poutine.replay(program.model, trace=drawn))
+        trace = model.get_trace(*args, **program.model_kwargs)
+        trace.compute_log_prob()
+        return fixed, trace
+
+    with result._quiet(None), pyro.validation_enabled(False):
+        fixed, trace = program.call(values, run)
+    used = leaves(torch.stack([site["log_prob_sum"] for site in sample_sites(trace).values()]).sum())
+    held = program.parameters.constrained(result._values)
+    return _Seen(
+        fixed=tuple(fixed),
+        data=tuple(name for name in program.sites.observed if not _holds_parameter(trace.nodes[name])),
+        num_parameters=sum(
+            num_free(held[n], c) for n, c in constraints.items() if n in values and id(values[n]) in used
+        ),
+    )
+
+
+def _holds_parameter(site: Site) -> bool:
+    return isinstance(site["value"], Tensor) and site["value"].requires_grad
+
+
+def _refuse_other_data(results: Mapping[str, Result], seen: Mapping[str, _Seen]) -> None:
     """Models may call their data otherwise, or take other covariates; what they observe must be the same.
 
     A model may also split its observations into sites in another way: then its rows and their size must be the same.
     """
-    seen = {}
+    prints = {}
     for name, result in results.items():
         data, args = result._program.data, result._arguments(())
         sites = sites_of(result, args)
-        observed = [sites[site]["value"] for site in result._program.sites.observed]
+        observed = [sites[site]["value"] for site in seen[name].data]
         rows = [arg for arg, has_rows in zip(args, data.has_rows, strict=True) if has_rows]
         size = sum(value.numel() for value in observed)
-        seen[name] = (fingerprint(observed), (fingerprint(rows), size) if rows else None)
-    first, *others = seen
+        prints[name] = (fingerprint(observed), (fingerprint(rows), size) if rows else None)
+    first, *others = prints
     for name in others:
-        same = seen[name][0] == seen[first][0] or (seen[name][1] == seen[first][1] is not None)
-        if not same:
+        one, other = prints[name], prints[first]
+        if one[0] != other[0] and (one[1] is None or one[1] != other[1]):
             raise ValueError(f"{name!r} and {first!r} are fits of different data, whose densities are not comparable")
 
 
-def _compared(result: Result, num_draws: int, seed: int | None) -> ComparedModel:
-    program = result._program
-    fixed, free = _points(result), shared_latents(result)
-    drawn = [name for name in free if name not in fixed]
+def _compared(result: Result, seen: _Seen, num_draws: int, seed: int | None) -> ComparedModel:
+    program, count = result._program, seen.num_parameters
+    drawn = [name for name in shared_latents(result) if name not in seen.fixed]
     found: dict[str, Any] = dict.fromkeys(("log_likelihood", "bic", "icl", "evidence", "loo"))
     reasons: dict[str, str] = {}
     notes: list[str] = []
     doubtful: list[str] = []
-    count = _num_parameters(result, fixed)
 
     def attempt(what: str, compute: Callable[[], Any]) -> Any:
         try:
@@ -133,7 +183,7 @@ def _compared(result: Result, num_draws: int, seed: int | None) -> ComparedModel
         reason = f"{drawn[0]!r} has a posterior and is at no point"
         reasons |= dict.fromkeys(("log_likelihood", "bic", "icl"), reason)
         evidence = attempt("evidence", lambda: result.evidence(num_draws, seed=seed))
-        loo = attempt("loo", lambda: _leave_one_out(result, num_draws, seed))
+        loo = attempt("loo", lambda: _leave_one_out(result, seen, num_draws, seed))
         if evidence is not None:
             found["evidence"] = Estimate(*evidence)
             if (k := pareto_k(evidence.log_weights)) >= USEFUL:
@@ -148,7 +198,7 @@ def _compared(result: Result, num_draws: int, seed: int | None) -> ComparedModel
     else:
         reason = "its parameters are at a point, and "
         reasons |= {"evidence": reason + "no evidence integrates them out", "loo": reason + "have seen every row"}
-        likelihood = attempt("log_likelihood", lambda: _log_likelihood(result, fixed, num_draws, seed))
+        likelihood = attempt("log_likelihood", lambda: _log_likelihood(result, seen, num_draws, seed))
         if likelihood is None:
             reasons |= dict.fromkeys(("bic", "icl"), "it has no log-likelihood")
         elif program.data.num_rows is None:
@@ -166,46 +216,14 @@ def _compared(result: Result, num_draws: int, seed: int | None) -> ComparedModel
     )
 
 
-def _points(result: Result) -> list[str]:
-    """The latents that the guide has at a point."""
-    program, args = result._program, result._arguments(())
-    with result._quiet(None), torch.no_grad():
-        trace = poutine.trace(result.guide).get_trace(*args, **program.model_kwargs)
-        return points(program.guide, trace, program.sites.latent)
-
-
-def _num_parameters(result: Result, fixed: list[str]) -> int:
-    """The free numbers of the parameters on which the model depends, those that are points of latents among them."""
-    program, args = result._program, result._arguments(())
-    values = {name: value.detach().clone() for name, value in result._values.items()}
-    names = [name for name in program.parameters.constraints if name in values]
-    for name in names:
-        values[name].requires_grad_()
-
-    def total() -> Tensor:
-        drawn = poutine.trace(program.guide).get_trace(*args, **program.model_kwargs)
-        for name in program.sites.latent:
-            if name not in fixed:
-                drawn.nodes[name]["value"] = drawn.nodes[name]["value"].detach()
-        trace = poutine.trace(poutine.replay(program.model, trace=drawn))
-        sites = trace.get_trace(*args, **program.model_kwargs)
-        return sites.log_prob_sum()
-
-    with result._quiet(None):
-        used = leaves(program.call(values, total))
-    constraints = program.parameters.constraints
-    held = program.parameters.constrained(result._values)
-    return sum(num_free(held[name], constraints[name]) for name in names if id(values[name]) in used)
-
-
-def _log_likelihood(result: Result, fixed: list[str], num_draws: int, seed: int | None) -> Estimate:
+def _log_likelihood(result: Result, seen: _Seen, num_draws: int, seed: int | None) -> Estimate:
     """log p(x) at the parameters; exact where what is not at a point is enumerated."""
     program = result._program
-    at_a_point = [name for name in fixed if name in program.sites.local]
+    at_a_point = [name for name in seen.fixed if name in program.sites.local]
     if at_a_point:
         raise ValueError(f"the rows' own {at_a_point[0]!r} is at a point, and is not integrated out")
-    if set(program.sites.latent) - set(fixed):
-        if outside := [name for name in program.sites.observed if name not in program.sites.local]:
+    if set(program.sites.latent) - set(seen.fixed):
+        if outside := [name for name in seen.data if name not in program.sites.local]:
             raise ValueError(f"{outside[0]!r} is observed outside the rows, whose latents are integrated out")
         rows = result.score(num_draws=num_draws, seed=seed)
         return Estimate(rows.value.double().sum().item(), rows.standard_error.double().square().sum().sqrt().item())
@@ -214,9 +232,9 @@ def _log_likelihood(result: Result, fixed: list[str], num_draws: int, seed: int 
         drawn = poutine.trace(result.guide).get_trace(*args, **program.model_kwargs)
         trace = result._enumerated_trace(args, drawn)
         for name, site in list(trace.nodes.items()):
-            prior = site["type"] == "sample" and site["infer"].get("_deterministic", False)
-            if prior or name in fixed:
-                trace.remove_node(name)
+            held = site["type"] == "sample" and site["infer"].get("_deterministic", False)
+            if held or name in seen.fixed or name in set(program.sites.observed) - set(seen.data):
+                trace.remove_node(name)  # a prior
         terms = [term._replace(value=term.value.double()) for term in log_density(trace)]
         return Estimate(by_row(terms, ())[0].item(), 0.0)
 
@@ -233,10 +251,10 @@ def _entropy(result: Result) -> float:
     return torch.special.entr(probs.double()).sum().item()
 
 
-def _leave_one_out(result: Result, num_draws: int, seed: int | None) -> LOO:
+def _leave_one_out(result: Result, seen: _Seen, num_draws: int, seed: int | None) -> LOO:
     sites = result._program.sites
-    if fixed := _points(result):
-        raise ValueError(f"the guide puts {fixed[0]!r} at a point and has no density there")
+    if seen.fixed:
+        raise ValueError(f"the guide puts {seen.fixed[0]!r} at a point and has no density there")
     if sites.shared_enumerated:
         raise ValueError(f"the rows depend on the enumerated site {sites.shared_enumerated[0]!r}")
     weights = draw_weighted(result, num_draws, seed)

@@ -154,6 +154,24 @@ def test_a_prior_is_no_part_of_the_likelihood_at_a_point(y):
     assert compared["em"].icl > compared["em"].bic
 
 
+def test_parameters_that_a_prior_observes_are_no_data(y):
+    """A penalty on a parameter, written as an observation of it."""
+
+    def model(y, size):
+        locs = pyro.param("locs", torch.linspace(-1, 1, size))
+        pyro.sample("locs_prior", dist.Normal(0.0, 1.0).expand([size]).to_event(1), obs=locs)
+        with pyro.plate("rows", len(y)):
+            z = pyro.sample("z", dist.Categorical(torch.full((size,), 1 / size)), infer={"enumerate": "parallel"})
+            pyro.sample("y", dist.Normal(locs[z], 1.0), obs=y)
+
+    results = {size: fitted(model, None, y, size, num_steps=20, optim=0.05) for size in (2, 3)}
+    found = lvm.compare_models({str(size): result for size, result in results.items()})
+    for size, result in results.items():
+        by_hand = dist.Normal(result.params["locs"], 1.0).log_prob(y[:, None]).logsumexp(-1) - math.log(size)
+        assert found[str(size)].log_likelihood.value == pytest.approx(by_hand.double().sum().item(), abs=1e-3)
+        assert found[str(size)].num_parameters == size
+
+
 def test_latents_of_rows_are_integrated_out(clusters):
     """Probabilistic PCA: the closed form of the likelihood, and what a guide's draws make of it."""
     ppca = lvm.models.PPCA(1, 2).initialize(clusters)
