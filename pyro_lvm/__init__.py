@@ -4,9 +4,13 @@ from pyro_lvm import elbo, flows, guides, models, plots, transforms
 from pyro_lvm.diagnostics.against import against
 from pyro_lvm.diagnostics.agreement import Agreement
 from pyro_lvm.diagnostics.compare_elbos import compare_elbos
+from pyro_lvm.diagnostics.compare_models import compare_models
 from pyro_lvm.diagnostics.diagnose import diagnose
 from pyro_lvm.diagnostics.diagnosis import Diagnosis
 from pyro_lvm.diagnostics.elbo_comparison import ELBOComparison
+from pyro_lvm.diagnostics.mixtures import posterior_similarity
+from pyro_lvm.diagnostics.model_comparison import ModelComparison
+from pyro_lvm.diagnostics.relabelling import Relabelled, relabel
 from pyro_lvm.diagnostics.to_arviz import to_arviz
 from pyro_lvm.em.fit_em import fit_em
 from pyro_lvm.em.result import EMResult
@@ -30,14 +34,17 @@ __all__ = [
     "Estimate",
     "Evidence",
     "FitState",
+    "ModelComparison",
     "NonFiniteError",
     "NotMonotoneError",
     "Objective",
+    "Relabelled",
     "Result",
     "SVIResult",
     "StopWhenFlat",
     "against",
     "compare_elbos",
+    "compare_models",
     "diagnose",
     "elbo",
     "fit",
@@ -47,7 +54,9 @@ __all__ = [
     "load",
     "models",
     "plots",
+    "posterior_similarity",
     "prior_predictive",
+    "relabel",
     "to_arviz",
     "transforms",
 ]

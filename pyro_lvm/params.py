@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro.distributions.constraints import softplus_lower_cholesky
 from pyro.nn import PyroModule
 from torch import Tensor, nn
-from torch.distributions import constraints, transform_to
+from torch.distributions import biject_to, constraints, transform_to
 from torch.nn.parameter import is_lazy
 
 from pyro_lvm.modules import Sealed, reachable_modules
@@ -249,6 +250,27 @@ def without_events(constraint: constraints.Constraint) -> constraints.Constraint
     while isinstance(constraint, constraints.independent):
         constraint = constraint.base_constraint
     return constraint
+
+
+_OF_TRIANGLES = (
+    constraints.lower_triangular,
+    constraints.lower_cholesky,
+    softplus_lower_cholesky,
+    constraints.symmetric,
+    constraints.positive_semidefinite,
+    constraints.positive_definite,
+)
+
+
+def num_free(value: Tensor, constraint: constraints.Constraint) -> int:
+    """How many numbers of a constrained value are free to vary: K - 1 of a simplex, D (D + 1) / 2 of a covariance."""
+    constraint = without_events(constraint)
+    if constraint in _OF_TRIANGLES:
+        return int(torch.ones_like(value).tril().sum())
+    try:
+        return biject_to(constraint).inverse_shape(value.shape).numel()
+    except NotImplementedError:
+        return value.numel()
 
 
 def _without_rounded_zeros(probs: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2, vq
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_lvm.data import MOST_ROWS
 from pyro_lvm.models._base import AssignableModule
+from pyro_lvm.params import num_free
 
 _NUM_KMEANS = 5  # a single run splits the wrong cluster of iris about one time in ten
 _RNG = "rng" if "rng" in inspect.signature(kmeans2).parameters else "seed"  # SciPy renamed it in 1.15
@@ -98,7 +98,7 @@ class MixtureModule(AssignableModule):
     @property
     def num_parameters(self) -> int:
         """How many numbers the parameters hold that are free to vary: K - 1 for the weights, and so on."""
-        return sum(_num_free(getattr(self, name), constraint) for name, (constraint, _) in self._pyro_params.items())
+        return sum(num_free(getattr(self, name), constraint) for name, (constraint, _) in self._pyro_params.items())
 
     def aic(self, *data: Any) -> float:
         r"""Akaike's information criterion, :math:`2 p - 2 \log L` with :math:`p` parameters. Lower is better.
@@ -132,12 +132,3 @@ class MixtureModule(AssignableModule):
         """
         entropy = torch.special.entr(self.responsibilities(*data).double()).sum().item()
         return self.bic(*data) + 2 * entropy
-
-
-def _num_free(value: Tensor, constraint: constraints.Constraint) -> int:
-    """How many numbers of a constrained value are free."""
-    if constraint is constraints.simplex:
-        return value[..., 1:].numel()
-    if constraint is constraints.lower_cholesky:
-        return int(torch.ones_like(value).tril().sum())
-    return value.numel()

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def dots(values: Mapping[str, float], label: str, log: bool = True, ax: Axes | None = None) -> Axes:
+def dots(
+    values: Mapping[str, float],
+    label: str,
+    log: bool = True,
+    ax: Axes | None = None,
+    errors: Mapping[str, float] | None = None,
+) -> Axes:
     """A dot for each of several numbers, from top to bottom, with the number beside it.
 
     Args:
@@ -22,6 +28,7 @@ def dots(values: Mapping[str, float], label: str, log: bool = True, ax: Axes | N
         label: What the numbers are.
         log: Whether the axis is logarithmic.
         ax: Axes to draw into.
+        errors: Standard errors, which a line through the dot shows to both sides; none for a name that is left out.
 
     Returns:
         The axes.
@@ -47,11 +54,16 @@ def dots(values: Mapping[str, float], label: str, log: bool = True, ax: Axes | N
     numbers = array("values", [float(value) for value in values.values()], "M")
     if log:
         ax.set_xscale("log")
-    for place, number in enumerate(numbers):
+    held = errors or {}
+    beside, va = ((6, 3), "bottom") if held else ((8, 0), "center")
+    for place, (name, number) in enumerate(zip(values, numbers, strict=True)):
         if np.isfinite(number) and (number > 0 or not log):
             ax.plot(number, place, "o", color=color(place), markersize=7)
+            error = held.get(name, 0.0)
+            if error > 0:
+                ax.hlines(place, number - error, number + error, color=color(place), linewidth=2)
             text = f"{float(f'{number:.3g}'):,g}"
-            ax.annotate(text, (number, place), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9)
+            ax.annotate(text, (number, place), xytext=beside, textcoords="offset points", va=va, fontsize=9)
     ax.set_yticks(range(len(values)), list(values))
     ax.set_ylim(len(values) - 0.5, -0.5)
     ax.margins(x=0.2)
