@@ -106,6 +106,9 @@ def _has_one_prior(fit: Amortized, args: tuple[Any, ...], others: tuple[Any, ...
 
 
 def mean_of(values: Tensor) -> Estimate:
-    """The mean of independent values, and its standard error, which is NaN for one value."""
-    error = (values.var(correction=0) / (len(values) - 1)).sqrt() if len(values) > 1 else torch.tensor(torch.nan)
-    return Estimate(values.mean().item(), error.item())
+    """The mean of independent values, and its standard error: 0 where all are the same, NaN where there is one."""
+    if len(values) == 1:
+        return Estimate(values.item(), math.nan)
+    if bool((values == values[0]).all()):
+        return Estimate(values[0].item(), 0.0)
+    return Estimate(values.mean().item(), (values.std() / len(values) ** 0.5).item())
