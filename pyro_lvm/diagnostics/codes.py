@@ -92,7 +92,7 @@ class Codes:
                 "units", "bad", f"{text}: posterior collapse, the latents tell nothing of the rows", _COLLAPSE
             )
         if 2 * count >= L:
-            return Finding("units", "doubtful", f"{text}: posterior collapse", _COLLAPSE)
+            return Finding("units", "doubtful", f"{text}: posterior collapse, or more than the data needs", _COLLAPSE)
         return Finding("units", "good", text if count else f"all {L} units are active")
 
     def _idle(self) -> list[Finding]:
