@@ -24,7 +24,6 @@ from pyro_lvm.vectorize import repeat
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_NUM_DRAWS = 100
 _ACTIVE = 0.01  # variance of posterior means (Burda et al. 2016, section 5.2)
 _USED = 0.01  # nats
 _NUMBERS_AT_ONCE = 5_000_000
@@ -116,7 +115,7 @@ class Codes:
         return "; ".join(finding.text for finding in self.findings())
 
 
-def examine_codes(result: Result, num_draws: int = _NUM_DRAWS, seed: int | None = None) -> Codes | None:
+def examine_codes(result: Result, num_draws: int = 20, seed: int | None = None) -> Codes | None:
     """Look at the latents of the fitted rows.
 
     Args:

@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 import pyro_lvm as lvm
@@ -246,7 +247,7 @@ def test_a_flow_has_totals_alone():
     torch.testing.assert_close(found.loc, draws.mean((0, 1)), rtol=0, atol=0.05)
     torch.testing.assert_close(found.scale, draws.flatten(0, 1).std(0), rtol=0.05, atol=0)
     assert "variance of posterior means" in found.findings()[0].text
-    assert found.plot().get_ylabel() == "variance of posterior means"
+    assert found.plot(Figure().subplots()).get_ylabel() == "variance of posterior means"
 
 
 def test_a_full_covariance_has_totals_and_exact_means():
@@ -422,8 +423,6 @@ def test_the_aggregated_posterior_is_graded(divergence, least, grade, text):
 
 
 def test_the_plot_shows_divergences(linear):
-    from matplotlib.figure import Figure
-
     ax = Figure().subplots()
     found = linear[3]
     assert found.plot(ax) is ax
