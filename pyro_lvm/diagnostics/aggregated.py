@@ -22,7 +22,7 @@ _NEAR, _FAR = 1.0, 3.0  # nats
 
 @dataclass(frozen=True)
 class Aggregated:
-    r"""The two parts of the rate, in nats (Hoffman and Johnson 2016, equation 6).
+    r"""The two parts of the rate, in nats (Hoffman and Johnson 2016).
 
     .. math::
 
@@ -31,7 +31,7 @@ class Aggregated:
 
     The information of N rows cannot exceed :math:`\log N`, however well their latents tell them apart. Of all rows that
     there might be, it is a lower bound, and the divergence an upper one. A mixture of all rows but the one that a draw
-    belongs to bounds the divergence from below (Poole et al. 2019, equations 10 and 11).
+    belongs to bounds the divergence from below (Poole et al. 2019).
 
     Attributes:
         information: :math:`I_q(x; z)`, how much a draw of the latents tells of the row that it belongs to.
@@ -55,7 +55,7 @@ class Aggregated:
         if sure <= _NEAR:
             text = f"the aggregated posterior is between {sure:.1f} and {most.value:.1f} nats from the prior"
             text += f": {self.num_rows:,} rows do not tell more"
-            return [Finding(about, "unknown", text, "a look at draws of the prior: result.predict with y=None")]
+            return [Finding(about, "unknown", text, "a look at draws of the prior: lvm.prior_predictive(result.model, *data)")]
         text += ": draws of the prior decode badly"
         advice = "a larger beta, fewer latents, a richer prior, or draws of a density fitted to the rows' latents"
         return [Finding(about, "bad" if sure > _FAR else "doubtful", text, advice)]

@@ -24,7 +24,7 @@ from pyro_lvm.vectorize import repeat
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_ACTIVE = 0.01  # variance of posterior means (Burda et al. 2016, section 5.2)
+_ACTIVE = 0.01  # variance of posterior means (Burda et al. 2016)
 _USED = 0.01  # nats
 _NUMBERS_AT_ONCE = 5_000_000
 _MOST_ROWS = 10_000  # at a time
