@@ -55,7 +55,8 @@ class Aggregated:
         if sure <= _NEAR:
             text = f"the aggregated posterior is between {sure:.1f} and {most.value:.1f} nats from the prior"
             text += f": {self.num_rows:,} rows do not tell more"
-            return [Finding(about, "unknown", text, "a look at draws of the prior: lvm.prior_predictive(result.model, *data)")]
+            advice = "a look at draws of the prior: lvm.prior_predictive(result.model, *data)"
+            return [Finding(about, "unknown", text, advice)]
         text += ": draws of the prior decode badly"
         advice = "a larger beta, fewer latents, a richer prior, or draws of a density fitted to the rows' latents"
         return [Finding(about, "bad" if sure > _FAR else "doubtful", text, advice)]
