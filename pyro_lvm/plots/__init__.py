@@ -8,7 +8,7 @@ from pyro_lvm.plots.axes import COLORS
 from pyro_lvm.plots.checks import pareto_k, predictions, uniformity
 from pyro_lvm.plots.curves import curves, dots
 from pyro_lvm.plots.fits import intervals, losses, standardized
-from pyro_lvm.plots.latents import images, latent_map, mixture
+from pyro_lvm.plots.latents import images, latent_map, mixture, units
 
 __all__ = [
     "COLORS",
@@ -23,4 +23,5 @@ __all__ = [
     "predictions",
     "standardized",
     "uniformity",
+    "units",
 ]

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_lvm.plots.axes import array, axes, color, plain
+from pyro_lvm.plots.axes import COLORS, array, axes, color, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+_MOST_LABELS = 25
 _HELD = (0.5, 0.9)  # of a component's mass, by its ellipses
 
 
@@ -115,6 +116,39 @@ def latent_map(z: Any, labels: Any = None, ax: Axes | None = None) -> Axes:
     ax.set(xlabel="latent 0", ylabel="latent 1")
     ax.set_aspect("equal", adjustable="datalim")
     return plain(ax)
+
+
+def units(values: Any, active: Any = None, label: str = "KL (nats a row)", ax: Axes | None = None) -> Axes:
+    """A bar for each unit of a latent, from the largest to the smallest, the active ones in colour.
+
+    Args:
+        values: What a unit tells of the rows, ``[L]``.
+        active: Which units are in use, ``[L]``; all, if None.
+        label: What the values are.
+        ax: Axes to draw into.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: for other shapes, and no units.
+    """
+    values = array("values", values, "L")
+    if not len(values):
+        raise ValueError("values: expected at least one unit, got none")
+    used = np.full(len(values), True) if active is None else array("active", active, len(values)) > 0
+    ax = axes(ax, (6, 3.5))
+    order = np.argsort(-values, kind="stable")
+    for group, shade, name in ((used, COLORS[0], "active"), (~used, "#BBBBBB", "inactive")):
+        if group.any():
+            text = f"{name}: {group.sum()} of {len(values)}"
+            ax.bar(np.flatnonzero(group[order]), values[order][group[order]], color=shade, label=text)
+    step = math.ceil(len(values) / _MOST_LABELS)
+    ax.set_xticks(range(0, len(values), step), order[::step].tolist())
+    ax.set(xlabel="unit", ylabel=label)
+    ax.legend(frameon=False)
+    plain(ax).grid(axis="x", visible=False)
+    return ax
 
 
 def images(values: Any, shape: tuple[int, int], num_columns: int | None = None, ax: Axes | None = None) -> Axes:

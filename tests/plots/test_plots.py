@@ -228,6 +228,40 @@ def test_intervals_refuses(draws, options, message, ax):
         plots.intervals(draws, **options, ax=ax)
 
 
+# units
+
+
+def test_units_are_sorted_and_the_active_ones_in_colour(ax):
+    values = torch.tensor([0.1, 3.0, 0.0, 2.0])
+    assert plots.units(values, [False, True, False, True], ax=ax) is ax
+    assert [(bar.get_center()[0], bar.get_height()) for bar in ax.patches] == [(0, 3), (1, 2), (2, values[0]), (3, 0)]
+    blue, grey = to_rgb(plots.COLORS[0]), to_rgb("#BBBBBB")
+    assert [bar.get_facecolor()[:3] for bar in ax.patches] == [blue, blue, grey, grey]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["active: 2 of 4", "inactive: 2 of 4"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "3", "0", "2"]
+    assert "nats" in ax.get_ylabel()
+
+
+def test_units_are_all_active_unless_told_and_not_all_labelled_where_they_are_many(ax):
+    plots.units(np.arange(60.0), label="variance", ax=ax)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["active: 60 of 60"]
+    assert [label.get_text() for label in ax.get_xticklabels()][:3] == ["59", "56", "53"]
+    assert ax.get_ylabel() == "variance"
+
+
+@pytest.mark.parametrize(
+    ("values", "active", "message"),
+    [
+        ([], None, "values: expected at least one unit, got none"),
+        ([[1.0]], None, "values: expected shape [L], got [1, 1]"),
+        ([1.0, 2.0], [True], "active: expected shape [2], got [1]"),
+    ],
+)
+def test_units_refuses(values, active, message, ax):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        plots.units(values, active, ax=ax)
+
+
 # dots
 
 
@@ -330,6 +364,7 @@ def test_curves_refuses(points, message, ax):
         lambda ax=None: plots.latent_map(np.eye(2), ax=ax),
         lambda ax=None: plots.images(np.eye(4), (2, 2), ax=ax),
         lambda ax=None: plots.intervals({"fit": np.eye(2)}, ax=ax),
+        lambda ax=None: plots.units([1.0, 0.0], [True, False], ax=ax),
         lambda ax=None: plots.dots({"one": 1.0, "two": 10.0}, "nats", ax=ax),
         lambda ax=None: plots.curves({"one": ([1, 2], [3.0, 4.0])}, "steps", "nats", log=True, ax=ax),
     ],
