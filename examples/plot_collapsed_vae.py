@@ -12,7 +12,6 @@ from matplotlib import pyplot as plt
 from sklearn.datasets import load_digits
 
 import pyro_lvm as lvm
-from pyro_lvm.diagnostics.codes import examine_codes
 
 digits = load_digits()
 x = torch.tensor(digits.data > 8, dtype=torch.float32)
@@ -52,7 +51,7 @@ fits = {
 # numbers in a row's latents, is active if its posterior mean moves with the rows. A few active units are enough for
 # digits this small; none at all are too few, and the held-out log p(x) says so.
 
-codes = {name: examine_codes(result) for name, (_, result) in fits.items()}
+codes = {name: lvm.diagnose(result).codes for name, (_, result) in fits.items()}
 print("nats per digit  rate  distortion  active units  held-out log p(x)")
 for name, (_, result) in fits.items():
     found, score = codes[name], result.score(test, num_draws=500).value.mean()

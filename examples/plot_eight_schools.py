@@ -2,9 +2,9 @@
 Eight schools: a fit that looks fine and is not
 ===============================================
 
-Eight schools coached their pupils for a test, and each reports an effect with a standard error (Rubin 1981). How much do
-the effects differ? That is the standard deviation :math:`\\tau`, and it is just what a variational fit gets wrong: the
-loss is flat, and the posterior of :math:`\\tau` is too narrow. ``diagnose`` says so.
+Eight schools coached their pupils for a test, and each reports an effect with a standard error (Rubin 1981). How much
+do the effects differ? That is the standard deviation :math:`\\tau`, and it is just what a variational fit gets wrong:
+the loss is flat, and the posterior of :math:`\\tau` is too narrow. ``diagnose`` says so.
 """
 
 # %%
@@ -55,8 +55,8 @@ def fit(model, guide):
 # %%
 # A centred model under a mean-field guide
 # ----------------------------------------
-# Where :math:`\tau` is small the effects must be close together, and where it is large they may be far apart. Independent
-# normal distributions cannot say that.
+# Where :math:`\tau` is small the effects must be close together, and where it is large they may be far apart.
+# Independent normal distributions cannot say that.
 report = lvm.diagnose(fit(centred, "mean_field"))
 print(report)
 
@@ -70,8 +70,8 @@ print(report)
 # %%
 # A richer guide
 # --------------
-# A guide with correlations, and below the page that ``report.plot()`` draws. ``report.to_html("report.html")`` writes the
-# same with all findings for a browser.
+# A guide with correlations, and below the page that ``report.plot()`` draws. ``report.to_html("report.html")`` writes
+# the same with all findings for a browser.
 report = lvm.diagnose(fit(non_centred, "full_rank"))
 print(report)
 figure = report.plot()

@@ -88,7 +88,7 @@ for ax, means, title in zip(axes, (draws["means"], found.draws["means"]), ("as d
     ax.spines[["top", "right"]].set_visible(False)
 axes[1].sharey(axes[0])
 
-image = axes[2].imshow(similarity.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+lvm.plots.similarity(similarity, ax=axes[2])
 borders = torch.tensor(wine.target).bincount().cumsum(0)
 for border in borders[:-1].tolist():
     axes[2].axhline(border - 0.5, color="black", linewidth=0.8)
@@ -99,7 +99,6 @@ axes[2].set_xticks(middles, names)
 axes[2].set_yticks(middles, names, rotation=90, va="center")
 axes[2].tick_params(length=0)
 axes[2].set_title("probability to be together")
-figure.colorbar(image, ax=axes[2], shrink=0.8)
 plt.show()
 
 # %%

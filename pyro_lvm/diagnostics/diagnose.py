@@ -10,11 +10,13 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_lvm.checks import check_count, check_seed
+from pyro_lvm.diagnostics.codes import examine_codes
 from pyro_lvm.diagnostics.corrections import are_few, corrected
 from pyro_lvm.diagnostics.diagnosis import Diagnosis
 from pyro_lvm.diagnostics.draws import replicated, sites_of
 from pyro_lvm.diagnostics.khat import USEFUL, KHat
 from pyro_lvm.diagnostics.loo import leave_one_out
+from pyro_lvm.diagnostics.mixtures import examine_mixture
 from pyro_lvm.diagnostics.optimisation import examine
 from pyro_lvm.diagnostics.pit import PIT, pit
 from pyro_lvm.diagnostics.predictive_checks import STATISTICS, PredictiveChecks, Statistic, check_predictions
@@ -28,6 +30,7 @@ from pyro_lvm.sites import Site
 _RUNS = 5
 _NESTED = 10  # times fewer draws where the latents of each row are integrated out
 _NUM_LOO, _FEWEST_REPLICATED = 2_000, 100
+_NUM_COMPONENTS = 200
 _NUMBERS = 20_000_000  # of all data drawn anew
 
 
@@ -97,6 +100,8 @@ def diagnose(
         optimisation=examine(result),
         pit=ranked,
         checks=checks,
+        components=examine_mixture(result, _NUM_COMPONENTS, seed),
+        codes=examine_codes(result, seed=seed),
         not_available=missing,
         **parts,
     )

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pyro_lvm import files
+from pyro_lvm.diagnostics.codes import Codes
 from pyro_lvm.diagnostics.finding import GRADES, Finding
 from pyro_lvm.diagnostics.khat import USEFUL, KHat
 from pyro_lvm.diagnostics.loo import LOO
 from pyro_lvm.diagnostics.marginals import Marginals
+from pyro_lvm.diagnostics.mixtures import Components
 from pyro_lvm.diagnostics.optimisation import Iterations, Optimisation
 from pyro_lvm.diagnostics.page import page
 from pyro_lvm.diagnostics.picture import figure_of
@@ -38,6 +40,8 @@ class Diagnosis:
         loo: Leave-one-out cross-validation; None where rows cannot be left out.
         pit: For each observed site with a number a row, its place in its prediction from all other rows.
         checks: Posterior predictive checks.
+        components: Of a mixture: whether labels switched, how many have rows, which rows belong together.
+        codes: Of an amortized guide of the rows' latents: which are in use, rate and distortion.
         not_available: What is None, and why.
     """
 
@@ -50,6 +54,8 @@ class Diagnosis:
     loo: LOO | None
     pit: tuple[PIT, ...]
     checks: PredictiveChecks
+    components: Components | None
+    codes: Codes | None
     not_available: dict[str, str]
 
     @property
@@ -67,7 +73,8 @@ class Diagnosis:
 
     def findings(self) -> list[Finding]:
         """Everything that was found, each with its figure."""
-        parts = [self.marginals, self.khat, self.optimisation, self.loo, *self.pit, self.checks]
+        parts: list[Any] = [self.marginals, self.khat, self.optimisation, self.loo, *self.pit, self.checks]
+        parts += [self.components, self.codes]
         found = [finding for part in parts if part is not None for finding in part.findings()]
         if self.evidence is not None and self.elbo is not None:
             found.append(self._evidence(self.evidence, self.elbo))
@@ -107,7 +114,8 @@ class Diagnosis:
             drawn.append(self.marginals.plot)
         if self.khat is not None and self.khat.rows is not None:
             drawn.append(self.khat.plot)
-        drawn += [part.plot for part in (self.loo, *self.pit, self.checks) if part is not None]
+        parts = (self.loo, *self.pit, self.checks, self.components, self.codes)
+        drawn += [part.plot for part in parts if part is not None]
         return figure_of(drawn)
 
     def to_html(self, path: files.FilePath | None = None) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_lvm import plots
 from pyro_lvm.checks import check_count, check_seed
 from pyro_lvm.diagnostics.exchangeable import Dims, component_dims, component_site, shared_latents
 from pyro_lvm.diagnostics.finding import Finding
@@ -17,7 +19,10 @@ from pyro_lvm.elbo.contraction import responsibilities
 from pyro_lvm.result import Draws, Result
 from pyro_lvm.vectorize import repeat
 
-_MOST_ROWS = 5_000
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MOST_ROWS, _SHOWN = 5_000, 1_000
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,14 @@ class Components:
     def findings(self) -> list[Finding]:
         """Whether labels have switched, and how many components have rows."""
         return [self._labels(), Finding("components", "good", self._occupied())]
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The similarity of at most a thousand rows, in the order of their components."""
+        order = self.responsibilities.argmax(-1).argsort(stable=True)
+        order = order[:: -(-len(order) // _SHOWN)]
+        ax = plots.similarity(_similarity(self._each[:, order]), ax)
+        ax.set(title="probability to be together", xlabel="rows by component")
+        return ax
 
     def _labels(self) -> Finding:
         if self.dims is None:

@@ -8,7 +8,7 @@ from pyro_lvm.plots.axes import COLORS
 from pyro_lvm.plots.checks import pareto_k, predictions, uniformity
 from pyro_lvm.plots.curves import curves, dots
 from pyro_lvm.plots.fits import intervals, losses, standardized
-from pyro_lvm.plots.latents import images, latent_map, mixture, units
+from pyro_lvm.plots.latents import images, latent_map, mixture, similarity, units
 
 __all__ = [
     "COLORS",
@@ -21,6 +21,7 @@ __all__ = [
     "mixture",
     "pareto_k",
     "predictions",
+    "similarity",
     "standardized",
     "uniformity",
     "units",

@@ -182,3 +182,25 @@ def images(values: Any, shape: tuple[int, int], num_columns: int | None = None, 
     ax.imshow(sheet, cmap="Greys", interpolation="nearest")
     ax.set_axis_off()
     return ax
+
+
+def similarity(values: Any, ax: Axes | None = None) -> Axes:
+    """The probability that two rows belong together, for each pair of rows.
+
+    Args:
+        values: ``[N, N]``, from 0 (white) to 1.
+        ax: Axes to draw into.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: for other shapes.
+    """
+    values = array("values", values, "N", "N")
+    if len(values) != values.shape[1]:
+        raise ValueError(f"values: expected a square matrix, got {list(values.shape)}")
+    ax = axes(ax, (4.5, 4))
+    image = ax.imshow(values, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    ax.figure.colorbar(image, ax=ax, shrink=0.8)
+    return ax

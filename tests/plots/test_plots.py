@@ -412,3 +412,11 @@ def test_predictions_are_in_units_of_half_the_bar(ax):
     assert [label.get_text() for label in ax.get_yticklabels()] == ["a", "b"]
     with pytest.raises(ValueError, match="expected draws of 2 quantities, got 1"):
         plots.predictions(["a", "b"], [1, 2], [draws])
+
+
+def test_similarity_is_an_image_from_0_to_1(ax):
+    image = plots.similarity([[1.0, 0.25], [0.25, 1.0]], ax=ax).images[0]
+    assert image.get_array().tolist() == [[1.0, 0.25], [0.25, 1.0]]
+    assert image.get_clim() == (0, 1)
+    with pytest.raises(ValueError, match="expected a square matrix"):
+        plots.similarity([[1.0, 0.25]])
