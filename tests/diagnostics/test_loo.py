@@ -161,3 +161,28 @@ def test_rows_whose_latents_hang_on_enumerated_sites_have_no_likelihood():
     result = fitted(model, "full_rank", rows(3), num_steps=1)
     with pytest.raises(ValueError, match="prior of 'z' depends on an enumerated site"):
         draw_weighted(result, 20)
+
+
+def test_eight_schools_against_a_grid():
+    """The schools' own effects have a closed form, and the two latents that are left a grid."""
+    y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+    sigma = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+
+    def model(y, sigma):
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+        with pyro.plate("schools", len(y)):
+            effect = pyro.sample("effect", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(mu + tau * effect, sigma), obs=y)
+
+    mu = torch.linspace(-25, 35, 601).double()[:, None]
+    log_tau = torch.linspace(-12, 7, 1_901).double()
+    tau = log_tau.exp()
+    prior = dist.Normal(0.0, 5.0).log_prob(mu) + dist.HalfCauchy(5.0).log_prob(tau) + log_tau
+    rows = dist.Normal(mu[..., None], (tau[:, None] ** 2 + sigma**2).sqrt()).log_prob(y)
+    joint = prior + rows.sum(-1)
+    left_out = torch.stack([joint.logsumexp((0, 1)) - (joint - rows[..., i]).logsumexp((0, 1)) for i in range(8)])
+    result = fitted(model, "mean_field", y, sigma, num_steps=1_500, optim=0.05)
+    loo = leave_one_out(draw_weighted(result, 2_000))
+    assert abs(loo.elpd - left_out.sum()) < 0.5
+    torch.testing.assert_close(loo.rows, left_out, rtol=0, atol=0.1)
