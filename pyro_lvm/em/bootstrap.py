@@ -85,8 +85,8 @@ def _steps(result: EMResult, theta: Theta, rows: AllRows, seed: int) -> Any:
     if result._em is not None:
         options = result._options
         return derived_steps(result._em, theta, rows, options["e_step"], options["m_step"], None, seed)
-    model = result._program.model
-    return FusedSteps(getattr(model, "__self__", model).em_steps(*rows.data.args), theta, rows)  # type: ignore[attr-defined]
+    owner: Any = getattr(result._program.model, "__self__", result._program.model)
+    return FusedSteps(owner.em_steps(*rows.data.args), theta, rows)
 
 
 def _checked(result: Result) -> EMResult:
