@@ -118,7 +118,7 @@ def _same(value: Tensor, observed: Tensor) -> bool:
 
 
 def _argument_names(program: Program, count: int) -> list[str]:
-    model = program.model.forward if isinstance(program.model, nn.Module) else program.model
-    parameters = inspect.signature(model).parameters.values()
+    model = inspect.unwrap(program.model)
+    parameters = inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters.values()
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return [*named, *(f"data_{i}" for i in range(len(named), count))][:count]

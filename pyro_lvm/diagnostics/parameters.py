@@ -14,26 +14,32 @@ def sites_at_points(result: Result) -> set[str]:
     return {name.removeprefix(POINT) for name in result._values if name.startswith(POINT)}
 
 
-def parameter_draws(result: Result, sites: Collection[str], num_draws: int, params: Draws | None) -> Draws:
-    """The parameters of each draw, ``[S, ...]``, but those that are sites; none where the fit is not by EM.
-
-    Args:
-        result: The fit.
-        sites: The names of the model's sites.
-        num_draws: S.
-        params: Those of each draw, ``[S, ...]``; the fitted ones for all, if None.
+def own_names(result: Result, sites: Collection[str]) -> list[str]:
+    """The parameters of a fit by EM, but those that are sites; none where the fit is not by EM.
 
     Raises:
         ValueError: for a parameter that is called like another site, for both would be one variable.
     """
     if not isinstance(result, EMResult):
-        return {}
-    names = set(result.params) - sites_at_points(result)
-    if both := sorted(names & set(sites)):
+        return []
+    names = [name for name in result.params if name not in sites_at_points(result)]
+    if both := [name for name in names if name in sites]:
         raise ValueError(
             f"{both[0]!r} is the name of a parameter and of a site, and ArviZ would keep one of them only: give one "
             "another name"
         )
+    return names
+
+
+def parameter_draws(result: Result, names: Collection[str], num_draws: int, params: Draws | None) -> Draws:
+    """Parameters of each draw, ``[S, ...]``.
+
+    Args:
+        result: The fit.
+        names: Which parameters.
+        num_draws: S.
+        params: Those of each draw, ``[S, ...]``; the fitted ones for all, if None.
+    """
     if params is not None:
-        return {name: value for name, value in params.items() if name in names}
-    return {name: v.expand(num_draws, *v.shape) for name, v in result.params.items() if name in names}
+        return {name: params[name] for name in names}
+    return {name: result.params[name].expand(num_draws, *result.params[name].shape) for name in names}

@@ -19,7 +19,7 @@ from pyro_lvm.diagnostics.groups import (
     of_unconstrained,
 )
 from pyro_lvm.diagnostics.moments import moments
-from pyro_lvm.diagnostics.parameters import parameter_draws, sites_at_points
+from pyro_lvm.diagnostics.parameters import own_names, parameter_draws, sites_at_points
 from pyro_lvm.em.bootstrap import bootstrap as replicates_of
 from pyro_lvm.result import Result
 from pyro_lvm.sites import lacks_prior
@@ -118,20 +118,21 @@ def to_arviz(
     if not isinstance(result, Result):
         raise TypeError(f"to_arviz takes the result of a fit; got {type(result).__name__}")
     num_draws = check_count("num_draws", num_draws)
-    program = result._program
+    program, args = result._program, result._arguments(())
+    sites = sites_of(result, args)
+    names_of_parameters = own_names(result, sites)
     replicates = None if bootstrap is None else replicates_of(result, bootstrap, seed)
     params = None if replicates is None else replicates.params
     num_draws = num_draws if replicates is None else len(replicates.converged)
-    args = result._arguments(())
     drawn = evaluate(result, num_draws, seed, params)
-    parameters = parameter_draws(result, drawn.sites, num_draws, params)
-    found = moments(result, drawn.sites, num_draws)
+    parameters = parameter_draws(result, names_of_parameters, num_draws, params)
+    found = moments(result, sites, num_draws)
     constant = constant_data(program, args, (drawn.sites[name] for name in drawn.log_likelihood))
     variables = {*drawn.values, *parameters, *found, *drawn.log_likelihood, *constant}
     names = DimNames(dims, variables)
     groups = of_draws(program, drawn, parameters, constant, names) | of_moments(found, names)
     left_out = {"log_q": drawn.lacks_density} if drawn.lacks_density else {}
-    if reason := lacks_prior(sites_of(result, args)):
+    if reason := lacks_prior(sites):
         left_out["prior"] = reason
     else:
         prior = prior_draws(result, num_draws, seed)

@@ -55,16 +55,15 @@ def bootstrap(result: Result, num_replicates: int, seed: int | None = None) -> R
     num_replicates = check_count("bootstrap", num_replicates)
     if num_replicates < 2:
         raise ValueError(f"bootstrap needs 2 replicates or more; got {num_replicates}")
-    fit = _checked(result)
-    program, options = fit._program, fit._options
-    seed = fit.seed if seed is None else check_seed(seed)
-    data, size = program.data, options["batch_size"]
-    start = {name: fit._values[name] for name in program.parameters.constraints}
-    like = next(iter(start.values()))
+    seed = result.seed if seed is None else check_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     found: list[Theta] = []
     converged = []
-    with randomness.one_at_a_time, randomness.seeded(seed), tqdm(disable=True) as bar:
+    with randomness.one_at_a_time, result._quiet(seed), tqdm(disable=True) as bar:
+        fit = _checked(result)
+        data, options = fit._program.data, fit._options
+        start = {name: fit._values[name] for name in fit._program.parameters.constraints}
+        like, size = next(iter(start.values())), options["batch_size"]
         steps = _steps(fit, start, AllRows(data, None, size, None), seed)
         axes = steps.axes(start)
         for _ in range(num_replicates):
