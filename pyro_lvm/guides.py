@@ -188,6 +188,8 @@ def is_delta(site: Site) -> bool:
 def distributions(guide: Callable, trace: poutine.Trace, latent: tuple[str, ...]) -> dict[str, dist.Distribution]:
     """The guide's distribution of each latent site, where there is one in closed form.
 
+    A site that is drawn given others may say in ``infer["marginal"]`` how it is distributed without them.
+
     Args:
         guide: The guide.
         trace: A trace of it.
@@ -202,7 +204,8 @@ def distributions(guide: Callable, trace: poutine.Trace, latent: tuple[str, ...]
         return {name: _marginal(joint, guide, name, part) for name, part in _parts(guide).items()}
     if isinstance(guide, AutoGuide) and not isinstance(guide, AutoDelta):
         return {}
-    return {name: trace.nodes[name]["fn"] for name in latent if name in trace.nodes}
+    sites = {name: trace.nodes[name] for name in latent if name in trace.nodes}
+    return {name: site["infer"].get("marginal", site["fn"]) for name, site in sites.items()}
 
 
 def _parts(guide: AutoContinuous) -> dict[str, slice]:

@@ -89,8 +89,8 @@ class Result:
         """The posterior of each latent site as a distribution, where there is one in closed form.
 
         Guide sites come as the guide has them. Enumerated sites come with their responsibilities, exact where the model
-        has no other latents, else averaged over draws of those: as a Bernoulli or OneHotCategorical where they are one,
-        else as a Categorical over the places in their support.
+        has no other latents or EM has integrated these out, else averaged over draws of those: as a Bernoulli or
+        OneHotCategorical where they are one, else as a Categorical over the places in their support.
 
         Args:
             data: Rows to condition on; the fitted ones, if none are given.
@@ -108,10 +108,9 @@ class Result:
             found = program.call(self._values, distributions, program.guide, trace, program.sites.latent)
             if program.sites.enumerated:
                 self._refuse_missing_observations(args, "posterior")
-                count = num_draws if program.sites.latent else 1
-                means = repeat(lambda: self._responsibilities(args), count)
                 sites = sample_sites(prior_trace(self.model, *args, **kwargs))
-                found |= {name: over_support(sites[name]["fn"], p.mean(0)) for name, p in means.items()}
+                shares = self._responsibilities(args, num_draws)
+                found |= {name: over_support(sites[name]["fn"], probs) for name, probs in shares.items()}
             return found
 
     def predict(self, *inputs: Any, num_draws: int = 1_000, seed: int | None = None) -> Draws:
@@ -241,9 +240,15 @@ class Result:
         program = self._program
         return enumerate_model(self.model, args, program.model_kwargs, program.max_plate_nesting, latents)
 
-    def _responsibilities(self, args: tuple[Any, ...]) -> Draws:
-        drawn = poutine.trace(self.guide).get_trace(*args, **self._program.model_kwargs)
-        return responsibilities(self._enumerated_trace(args, drawn))
+    def _responsibilities(self, args: tuple[Any, ...], num_draws: int) -> Draws:
+        """The posterior probabilities of the states of each enumerated site, in the last dimension."""
+
+        def once() -> Draws:
+            drawn = poutine.trace(self.guide).get_trace(*args, **self._program.model_kwargs)
+            return responsibilities(self._enumerated_trace(args, drawn))
+
+        means = repeat(once, num_draws if self._program.sites.latent else 1)
+        return {name: probs.mean(0) for name, probs in means.items()}
 
     def _predict(self, args: tuple[Any, ...]) -> Draws:
         sites, kwargs, fitted = self._program.sites, self._program.model_kwargs, self._program.data.args

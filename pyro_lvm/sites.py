@@ -99,18 +99,25 @@ def _feasible(site: Site) -> Tensor:
     return to_support(torch.zeros(to_support.inverse_shape(site["fn"].shape())))
 
 
+def lacks_prior(sites: dict[str, Site]) -> str:
+    """Why nothing can be drawn from the prior of a model; empty if it can."""
+    for name, site in sites.items():
+        prior = site["fn"]
+        while hasattr(prior, "base_dist"):
+            prior = prior.base_dist
+        if isinstance(prior, dist.ImproperUniform) and not site["is_observed"]:
+            return f"the prior of {name!r} is improper, so that nothing can be drawn from it"
+    return ""
+
+
 def refuse_improper_priors(sites: dict[str, Site]) -> None:
     """Refuse models from whose prior nothing can be drawn.
 
     Raises:
         ValueError: if the prior of a latent is improper.
     """
-    for name, site in sites.items():
-        prior = site["fn"]
-        while hasattr(prior, "base_dist"):
-            prior = prior.base_dist
-        if isinstance(prior, dist.ImproperUniform) and not site["is_observed"]:
-            raise ValueError(f"the prior of {name!r} is improper, so that nothing can be drawn from it")
+    if reason := lacks_prior(sites):
+        raise ValueError(reason)
 
 
 def sample_sites(trace: poutine.Trace) -> dict[str, Site]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import pyro
@@ -21,7 +22,6 @@ from pyro_lvm.sites import (
     Site,
     Uncondition,
     prior_trace,
-    refuse_improper_priors,
     refuse_random_rows,
     sample_sites,
     sum_within_rows,
@@ -117,11 +117,7 @@ def replicated(result: Result, latents: Draws, num_draws: int) -> Draws:
 
 
 def prior_draws(result: Result, num_draws: int, seed: int | None) -> Draws:
-    """Draws of every site of the model at its fitted parameters, observed sites anew, ``[S, ...]`` each.
-
-    Raises:
-        ValueError: if a prior is improper.
-    """
+    """Draws of every site of the model at its fitted parameters, observed sites anew, ``[S, ...]`` each."""
     args, kwargs, observed = result._arguments(()), result._program.model_kwargs, result._program.sites.observed
 
     def once() -> Draws:
@@ -130,8 +126,20 @@ def prior_draws(result: Result, num_draws: int, seed: int | None) -> Draws:
         return {name: site["value"] for name, site in sites.items() if not isinstance(site["fn"], dist.Unit)}
 
     with result._quiet(seed):
-        refuse_improper_priors(sample_sites(prior_trace(result.model, *args, **kwargs)))
         return repeat(once, num_draws)
+
+
+def predictions_at(result: Result, args: tuple[Any, ...], params: Draws, seed: int | None) -> Draws:
+    """Draws of every observed site for new inputs, one at each of some parameters ``[S, ...]``."""
+    with result._quiet(seed):
+        return repeat(lambda at: _moved(result, at)._predict(args), len(next(iter(params.values()))), params)
+
+
+def _moved(result: Result, params: Draws) -> Result:
+    """The result at other parameters."""
+    moved = copy.copy(result)
+    moved._values = {**result._values, **params}
+    return moved
 
 
 def sites_of(result: Result, args: tuple[Any, ...]) -> dict[str, Site]:
@@ -140,33 +148,36 @@ def sites_of(result: Result, args: tuple[Any, ...]) -> dict[str, Site]:
         return _run_sites(prior_trace(result.model, *args, **result._program.model_kwargs))
 
 
-def evaluate(result: Result, num_draws: int, seed: int | None) -> EvaluatedDraws:
+def evaluate(result: Result, num_draws: int, seed: int | None, params: Draws | None = None) -> EvaluatedDraws:
     """Draw from the posterior of the fitted rows, and evaluate model and guide at the draws.
 
     Args:
         result: The fit.
         num_draws: S.
         seed: Of the draws; the fit's, if None. The latents are those of ``result.sample(num_draws, seed)``.
+        params: Parameters of each draw, ``[S, ...]``, in the place of the fitted ones.
 
     Raises:
         ValueError: if the fit kept no rows, or the model takes a random part of its rows.
     """
     program = result._program
     kwargs, row_plate, args = program.model_kwargs, program.sites.row_plate, result._arguments(())
+    params = params or {}
 
-    def draw() -> tuple[Draws, Tensor, Tensor]:
-        values, guide = result._latents(args)
-        outside, rows = weigh(program, result.model, args, prune_subsample_sites(guide))
-        total = outside.double() if rows is None else outside.double() + rows.double().sum()
-        return values, _total(_run_sites(guide)), total
+    def draw(at: Draws) -> tuple[Draws, Tensor, Draws]:
+        here = _moved(result, at)
+        values, guide = here._latents(args)
+        summed_out = {"log_weight": _weight(here, args, guide)} if program.sites.enumerated else {}
+        return values, _total(_run_sites(guide)), summed_out
 
-    def run(values: Draws) -> dict[str, Site]:
-        return _run_sites(poutine.trace(poutine.condition(result.model, data=values)).get_trace(*args, **kwargs))
+    def run(values: Draws, at: Draws) -> dict[str, Site]:
+        model = poutine.condition(_moved(result, at).model, data=values)
+        return _run_sites(poutine.trace(model).get_trace(*args, **kwargs))
 
-    def describe(values: Draws) -> tuple[Draws, Draws, Draws, Draws, Tensor]:
-        sites = run(values)
+    def describe(values: Draws, at: Draws) -> tuple[Draws, Draws, Draws, Draws, Tensor]:
+        sites = run(values, at)
         with Uncondition(observed):
-            drawn = run(values)
+            drawn = run(values, at)
         return (
             {name: site["value"] for name, site in sites.items() if name in values or _is_deterministic(site)},
             {name: _unconstrained(sites[name]) for name in values if not sites[name]["fn"].support.is_discrete},
@@ -176,18 +187,25 @@ def evaluate(result: Result, num_draws: int, seed: int | None) -> EvaluatedDraws
         )
 
     with result._quiet(seed):
-        values, log_guide, log_weights = repeat(draw, num_draws)
+        values, log_guide, summed_out = repeat(draw, num_draws, params)
         with torch.no_grad(), pyro.validation_enabled(False):
-            sites = run({name: value[0] for name, value in values.items()})
+            sites = run(*({name: value[0] for name, value in draws.items()} for draws in (values, params)))
         refuse_random_rows(sites)
         observed = program.sites.observed
-        drawn, unconstrained, predictions, log_likelihood, log_joint = repeat(describe, num_draws, values)
+        drawn, unconstrained, predictions, log_likelihood, log_joint = repeat(describe, num_draws, values, params)
         with torch.no_grad():
             reason = lacks_density(program.guide, result._latents(args)[1], program.sites.latent)
         reason = reason if program.sites.latent else "the guide draws no site"
+        log_weights = summed_out.get("log_weight", log_joint - log_guide)
         return EvaluatedDraws(
             drawn, unconstrained, predictions, log_likelihood, log_joint, log_guide, log_weights, reason, sites
         )
+
+
+def _weight(result: Result, args: tuple[Any, ...], guide: poutine.Trace) -> Tensor:
+    """log p(x, z) - log q(z) of all rows, enumerated sites summed out."""
+    outside, rows = weigh(result._program, result.model, args, prune_subsample_sites(guide))
+    return outside.double() if rows is None else outside.double() + rows.double().sum()
 
 
 def _unconstrained(site: Site) -> Tensor:
@@ -211,7 +229,7 @@ def _run_sites(trace: poutine.Trace) -> dict[str, Site]:
 
 def _total(sites: dict[str, Site]) -> Tensor:
     """In double precision, since a sum over many rows has more digits than its terms."""
-    terms = [site["masked_log_prob"].double().sum() for site in sites.values() if not _is_deterministic(site)]
+    terms = [site["masked_log_prob"].double().sum() for site in sites.values()]  # a deterministic site has none
     return torch.stack(terms).sum() if terms else torch.zeros((), dtype=torch.float64)
 
 

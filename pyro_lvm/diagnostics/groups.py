@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pyro_lvm.diagnostics.arviz_versions import Variable
 from pyro_lvm.diagnostics.dims import SAMPLE_DIMS, Axis, DimNames, axes
 from pyro_lvm.diagnostics.draws import EvaluatedDraws
+from pyro_lvm.diagnostics.moments import Moments
 from pyro_lvm.program import Program
 from pyro_lvm.result import Draws
 from pyro_lvm.sites import Site
@@ -22,14 +23,15 @@ Groups = dict[str, dict[str, Variable]]
 Constant = dict[str, tuple[list[Axis], np.ndarray]]
 
 
-def of_draws(program: Program, drawn: EvaluatedDraws, constant: Constant, names: DimNames) -> Groups:
+def of_draws(program: Program, drawn: EvaluatedDraws, parameters: Draws, constant: Constant, names: DimNames) -> Groups:
     """The groups of a fit on its own rows."""
     of_site = {name: names(name, axes(drawn.sites[name])) for name in (*drawn.values, *drawn.log_likelihood)}
     stats = {"lp": drawn.log_joint}
     if not drawn.lacks_density:
         stats |= {"log_q": drawn.log_guide, "log_weight": drawn.log_weights}
     return {
-        "posterior": {n: sampled(of_site[n], v) for n, v in drawn.values.items()},
+        "posterior": {n: sampled(names(n, [None] * (v.dim() - 1)), v) for n, v in parameters.items()}
+        | {n: sampled(of_site[n], v) for n, v in drawn.values.items()},
         "posterior_predictive": {n: sampled(of_site[n], v) for n, v in drawn.predictions.items()},
         "log_likelihood": {
             n: sampled(_dims_of_log_likelihood(program, drawn.sites[n], of_site[n]), v)
@@ -46,6 +48,11 @@ def of_prior(drawn: EvaluatedDraws, prior: Draws, names: DimNames) -> Groups:
     of_site = {name: names(name, axes(drawn.sites[name])) for name in prior}
     kinds = {"prior": drawn.values, "prior_predictive": drawn.predictions}
     return {group: {n: sampled(of_site[n], prior[n]) for n in sites if n in prior} for group, sites in kinds.items()}
+
+
+def of_moments(moments: Moments, names: DimNames) -> Groups:
+    """What the posterior of each latent is by itself."""
+    return {"latent_moments": {n: (names(n, along), _array(value)) for n, (along, value) in moments.items()}}
 
 
 def of_unconstrained(drawn: EvaluatedDraws, names: DimNames) -> Groups:
@@ -111,7 +118,7 @@ def _same(value: Tensor, observed: Tensor) -> bool:
 
 
 def _argument_names(program: Program, count: int) -> list[str]:
-    model = program.model.forward if isinstance(program.model, nn.Module) else program.model
-    parameters = inspect.signature(model).parameters.values()
+    model = inspect.unwrap(program.model)
+    parameters = inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters.values()
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return [*named, *(f"data_{i}" for i in range(len(named), count))][:count]

@@ -9,9 +9,20 @@ from typing import Any
 from pyro_lvm.checks import check_count
 from pyro_lvm.diagnostics.arviz_versions import assemble
 from pyro_lvm.diagnostics.dims import DimNames, check_coords
-from pyro_lvm.diagnostics.draws import evaluate, prior_draws, sites_of
-from pyro_lvm.diagnostics.groups import constant_data, of_draws, of_predictions, of_prior, of_unconstrained
+from pyro_lvm.diagnostics.draws import evaluate, predictions_at, prior_draws, sites_of
+from pyro_lvm.diagnostics.groups import (
+    constant_data,
+    of_draws,
+    of_moments,
+    of_predictions,
+    of_prior,
+    of_unconstrained,
+)
+from pyro_lvm.diagnostics.moments import moments
+from pyro_lvm.diagnostics.parameters import own_names, parameter_draws, sites_at_points
+from pyro_lvm.em.bootstrap import bootstrap as replicates_of
 from pyro_lvm.result import Result
+from pyro_lvm.sites import lacks_prior
 
 
 def to_arviz(
@@ -23,12 +34,14 @@ def to_arviz(
     *,
     predictions: Sequence[Any] | None = None,
     unconstrained: bool = False,
+    bootstrap: int | None = None,
 ) -> Any:
     """The posterior of a fit, in one chain, as an object of ArviZ.
 
     The same draws serve all groups, and they are those of ``result.sample(num_draws, seed)``:
 
-    - ``posterior``: every latent site, enumerated and deterministic ones too;
+    - ``posterior``: every latent site, enumerated and deterministic ones too; of a fit by EM its parameters as well,
+      under their names in ``result.params``, points that are the same in all draws, or draws of the bootstrap;
     - ``posterior_predictive``: every observed site, drawn anew at the latents of each draw;
     - ``log_likelihood``: log p of each observed site given all latents of the draw, in nats, one value for each row;
       for a model without a row plate, one for each element of the site's batch. Where a row has latents of its own,
@@ -41,7 +54,14 @@ def to_arviz(
       signature gives them;
     - ``predictions`` and ``predictions_constant_data``, if asked for: the observed sites drawn for new inputs, as
       ``result.predict`` draws them, and these inputs;
-    - ``unconstrained_posterior``, if asked for: latent continuous sites in the space in which guides draw them.
+    - ``unconstrained_posterior``, if asked for: latent continuous sites in the space in which guides draw them;
+    - ``latent_moments``, of a fit by EM: what ``result.posterior()`` says of each latent, ``<site>_probs`` of states,
+      or ``<site>_mean``, ``<site>_sd`` and, of a vector, ``<site>_covariance``; exact where the E-step is.
+
+    With ``bootstrap=R``, EM is run again on R draws of as many rows, with replacement, from where the fit has ended,
+    components in its order (Efron 1979; McLachlan and Peel 2000, section 2.16). There are R draws then, and each has a
+    replicate's parameters, and all else given these: latents of the fitted rows, predictions, log-likelihood. The
+    prior and ``latent_moments`` stay at the fit, as do the user's modules.
 
     Sites whose observations are a sparse table, such as word counts, are in ``log_likelihood`` alone.
 
@@ -49,12 +69,14 @@ def to_arviz(
 
     Args:
         result: What ``fit`` returned.
-        num_draws: S.
+        num_draws: S; with ``bootstrap``, that is S.
         coords: Values for the elements of dimensions, by dimension, such as ``{"rows": patients}``.
         dims: Names for all dimensions of a variable, by variable, such as ``{"weights": ["feature"]}``.
         seed: Of the draws; the fit's, if None.
         predictions: New inputs to predict for, arguments of the model; ``coords`` of the rows are those of the fit.
         unconstrained: Whether to add ``unconstrained_posterior``.
+        bootstrap: How often to fit again by EM to rows drawn with replacement, for draws of the parameters; None for
+            none.
 
     Returns:
         An ``InferenceData`` with ArviZ 0.2x, an ``xarray.DataTree`` with ArviZ 1.x.
@@ -63,7 +85,9 @@ def to_arviz(
         ImportError: if ArviZ is not installed.
         TypeError: if ``result`` is no result, or ``dims`` does not hold lists of names.
         ValueError: for unknown names in ``coords`` and ``dims``, a wrong number of them, a result that kept no rows
-            (a ``DataLoader``), and a model that subsamples its rows by itself.
+            (a ``DataLoader``), a model that subsamples its rows by itself, and a parameter of EM that is called like a
+            site. With ``bootstrap``: for fewer than 2, a result that is not by exact EM on all rows alike, and rows
+            that are not independent.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch, pyro_lvm as lvm
@@ -78,21 +102,41 @@ def to_arviz(
         {'chain': 1, 'draw': 500, 'rows': 4}
         >>> print(f"{data['posterior_predictive']['y'].sel(rows='Cleo').std().item():.1f}")
         1.1
+
+        The standard error of a mean, by the bootstrap:
+
+        >>> def normal(y):
+        ...     loc = pyro.param("loc", torch.tensor(0.0))
+        ...     with pyro.plate("rows", len(y)):
+        ...         pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+        >>> y = torch.linspace(-2.0, 2.0, 25)
+        >>> em = lvm.fit_em(normal, y, progress=False)
+        >>> data = lvm.to_arviz(em, bootstrap=200)
+        >>> print(f"{data['posterior']['loc'].std().item():.1f}, by theory {y.std() / 5:.1f}")
+        0.2, by theory 0.2
     """
     if not isinstance(result, Result):
         raise TypeError(f"to_arviz takes the result of a fit; got {type(result).__name__}")
     num_draws = check_count("num_draws", num_draws)
-    program = result._program
-    drawn = evaluate(result, num_draws, seed)
-    constant = constant_data(program, result._arguments(()), (drawn.sites[name] for name in drawn.log_likelihood))
-    variables = {*drawn.values, *drawn.log_likelihood, *constant}
+    program, args = result._program, result._arguments(())
+    sites = sites_of(result, args)
+    names_of_parameters = own_names(result, sites)
+    replicates = None if bootstrap is None else replicates_of(result, bootstrap, seed)
+    params = None if replicates is None else replicates.params
+    num_draws = num_draws if replicates is None else len(replicates.converged)
+    drawn = evaluate(result, num_draws, seed, params)
+    parameters = parameter_draws(result, names_of_parameters, num_draws, params)
+    found = moments(result, sites, num_draws)
+    constant = constant_data(program, args, (drawn.sites[name] for name in drawn.log_likelihood))
+    variables = {*drawn.values, *parameters, *found, *drawn.log_likelihood, *constant}
     names = DimNames(dims, variables)
-    groups = of_draws(program, drawn, constant, names)
+    groups = of_draws(program, drawn, parameters, constant, names) | of_moments(found, names)
     left_out = {"log_q": drawn.lacks_density} if drawn.lacks_density else {}
-    try:
-        groups |= of_prior(drawn, prior_draws(result, num_draws, seed), names)
-    except ValueError as error:
-        left_out["prior"] = str(error)
+    if reason := lacks_prior(sites):
+        left_out["prior"] = reason
+    else:
+        prior = prior_draws(result, num_draws, seed)
+        groups |= of_prior(drawn, {n: v for n, v in prior.items() if n not in sites_at_points(result)}, names)
     if unconstrained:
         groups |= of_unconstrained(drawn, names)
     sizes: dict[str, set[int]] = {}
@@ -102,10 +146,13 @@ def to_arviz(
                 sizes.setdefault(name, set()).add(size)
     checked = dict.fromkeys(groups, check_coords(coords, dims, sizes))
     if predictions is not None:
-        args = result._arguments(tuple(predictions))
-        predicted = result.predict(*predictions, num_draws=num_draws, seed=seed)
-        constant = constant_data(program, args, ())
-        new = of_predictions(predicted, sites_of(result, args), constant, DimNames(dims, variables))
+        inputs = result._arguments(tuple(predictions))
+        if params is None:
+            predicted = result.predict(*predictions, num_draws=num_draws, seed=seed)
+        else:
+            predicted = predictions_at(result, inputs, params, seed)
+        constant = constant_data(program, inputs, ())
+        new = of_predictions(predicted, sites_of(result, inputs), constant, DimNames(dims, variables))
         groups |= new
         shared = {d: v for d, v in checked["posterior"].items() if d not in names.of_rows(program.sites.row_plate)}
         checked |= dict.fromkeys(new, shared)
@@ -113,5 +160,7 @@ def to_arviz(
     # read when called, since no file imports the package's front
     library = {"inference_library": "pyro_lvm", "inference_library_version": sys.modules["pyro_lvm"].__version__}
     attrs = {group: dict(library) for group in groups}
+    if replicates is not None:
+        attrs["posterior"]["bootstrap"] = f"{num_draws} replicates, {int(replicates.converged.sum())} converged"
     attrs["sample_stats"] |= {name: f"left out: {reason}" for name, reason in left_out.items()}
     return assemble(groups, checked, attrs)

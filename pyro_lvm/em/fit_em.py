@@ -18,18 +18,16 @@ from pyro_lvm.checkpoint import Checkpoint, name_of
 from pyro_lvm.checks import check_callbacks, check_count, check_device, check_model, check_seed
 from pyro_lvm.data import MOST_ROWS, Data, arguments_of, check_weight
 from pyro_lvm.em.batch import AllRows
+from pyro_lvm.em.derived import derived_steps
 from pyro_lvm.em.fused import FusedSteps
-from pyro_lvm.em.generic import GenericSteps
-from pyro_lvm.em.linear_gaussian import LinearGaussianSteps
 from pyro_lvm.em.online import OnlineRun
 from pyro_lvm.em.options import E_STEPS, check_online, check_rows, check_steps
 from pyro_lvm.em.outcome import outcome_of
 from pyro_lvm.em.program import POINT, EMProgram, complete, own_program
 from pyro_lvm.em.result import EMResult
-from pyro_lvm.em.run import EMState, Run, Theta
+from pyro_lvm.em.run import EMState, Run
 from pyro_lvm.em.saved import STATE, Saved
 from pyro_lvm.em.starts import other_starts, stacked
-from pyro_lvm.em.variational import VariationalSteps
 from pyro_lvm.interrupts import interrupts
 from pyro_lvm.modules import awaits_start, move, unchanged_if_it_fails
 from pyro_lvm.program import Program
@@ -205,7 +203,7 @@ def fit_em(
             own_steps = owner.em_steps(*shown.args, **({"missing": True} if missing else {}))
             steps: Any = FusedSteps(own_steps, theta, all_rows)
         else:
-            steps = _derived_steps(em, theta, all_rows, e_step, m_step, online, seed)
+            steps = derived_steps(em, theta, all_rows, e_step, m_step, online, seed)
         if online is not None:
             shuffled = ShuffledRows(held, weight, batch_size or 1, seed)
             runs: list[Any] = [OnlineRun(steps, theta, shuffled, online, max_iter, callbacks)]
@@ -236,6 +234,7 @@ def fit_em(
         return EMResult(
             program,
             best.theta,
+            em,
             objective=best.objective,
             objective_name=steps.objective_name,
             num_iter=len(best.objective) - (online is None),
@@ -247,6 +246,15 @@ def fit_em(
             own_steps=own,
             asked=None if latents is None else list(latents),
             missing=missing,
+            options={
+                "e_step": e_step,
+                "m_step": m_step,
+                "max_iter": max_iter,
+                "tol": float(tol),
+                "batch_size": batch_size,
+                "online": online is not None,
+                "weighted": weight is not None,
+            },
             seconds=time.perf_counter() - began,
             converged=best.converged,
             seed=seed,
@@ -260,24 +268,6 @@ def _shown(rows: AllRows, missing: bool) -> Data:
         return data
     args = data.take(weight > 0) if weight is not None else rows.sample(MOST_ROWS, seed=0).args
     return Data(args, [i for i, has in enumerate(data.has_rows) if has], missing=missing)
-
-
-def _derived_steps(
-    em: EMProgram, theta: Theta, rows: AllRows, e_step: str, m_step: str, online: float | None, seed: int
-) -> GenericSteps | VariationalSteps:
-    """The steps that follow from a model, of the kind that its latents ask for."""
-    numeric = "m_step='numeric'" if m_step == "numeric" else ""
-    if em.gaussian is not None:
-        if e_step not in ("auto", "exact") or online is not None:
-            names = ", ".join(em.gaussian.names)
-            raise ValueError(f"Gaussian latents ({names}) have the exact E-step of all rows, or take guide=")
-        return LinearGaussianSteps(em, theta, rows, numeric=numeric)
-    if em.objective is not None:
-        return VariationalSteps(em, theta, rows, seed, numeric)
-    if e_step == "variational":
-        raise ValueError("e_step='variational' needs guide=, and every latent of this model can be summed out")
-    kind = "exact" if e_step == "auto" else e_step
-    return GenericSteps(em, theta, rows, kind, patient=online is not None, numeric=numeric)
 
 
 def _named(program: Program, init: Any) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from pyro_lvm.em.e_step import expect
@@ -30,13 +31,17 @@ class GaussianPosterior:
         moments = latents.moments(*args, **kwargs)
         mean, root = self._states_last(moments.mean, 1), self._states_last(moments.root, 2)
         logits = self._logits(moments, args, kwargs) if latents.states else None
-        before, noise = 0, mean[..., :0]
+        shares, before, noise = logits, 0, mean[..., :0]
         with pyro.plate(latents.row_plate.name, moments.mean.shape[-2], dim=latents.row_plate.dim):
             for name, event in latents.events.items():
                 after = before + event.numel()
                 loc = mean[..., before:after] + (root[..., before:after, :before] @ noise.unsqueeze(-1)).squeeze(-1)
                 scale_tril = root[..., before:after, before:after]
-                value = pyro.sample(name, _distribution(loc, scale_tril, logits, is_vector=bool(event)))
+                infer = {}
+                if before:
+                    of_all = mean[..., before:after], _root(root[..., before:after, :after]), shares
+                    infer["marginal"] = _distribution(*of_all, is_vector=bool(event))
+                value = pyro.sample(name, _distribution(loc, scale_tril, logits, is_vector=bool(event)), infer=infer)
                 value = value if event else value.unsqueeze(-1)
                 off = (value if logits is None else value.unsqueeze(-2)) - loc
                 new = torch.linalg.solve_triangular(scale_tril, off.unsqueeze(-1), upper=False).squeeze(-1)
@@ -54,15 +59,26 @@ class GaussianPosterior:
             return value.reshape(*plates, *event)
         return value.reshape(-1, rows, *event).transpose(0, 1).reshape(*plates, -1, *event)
 
+    def integrated(self, moments: Moments, args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
+        """The model without its Gaussian latents, which are integrated out."""
+        trace = self.latents.trace(moments.mean, args, kwargs)
+        self.latents.integrate(trace, moments)
+        return trace
+
     def _logits(self, moments: Moments, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """How probable the states are, ``[B, *plates, S]``."""
         latents = self.latents
         with torch.no_grad():
-            trace = latents.trace(moments.mean, args, kwargs)
-            latents.integrate(trace, moments)
+            trace = self.integrated(moments, args, kwargs)
             shares = expect(trace, latents.row_plate).weights[latents.names[0]]
         shares = shares.reshape(*latents.states, *moments.mean.shape[-2:-1])
         return self._states_last(shares, 0).log()
+
+
+def _root(rows: Tensor) -> Tensor:
+    """The triangular root of the covariance of some latents, ``[*, m, m]``, from their rows in that of all."""
+    upper = torch.linalg.qr(rows.mT, mode="r").R
+    return upper.mT * upper.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
 
 
 def _distribution(loc: Tensor, scale_tril: Tensor, logits: Tensor | None, is_vector: bool) -> dist.Distribution:

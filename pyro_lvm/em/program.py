@@ -118,7 +118,10 @@ class EMProgram:
         drawn = _sites_of(guide, args, kwargs)
         self.points = {name: POINT + name for name in continuous if name not in asked | drawn}
         left = [name for name in continuous if name in asked - drawn] if not isinstance(guide, str) else []
-        self.model = Points(self.points)(model) if self.points else model
+        self.model: Any = model
+        if self.points:
+            self.model = Points(self.points)(model)
+            self.model.__wrapped__ = model  # for whoever asks for its signature
         if left:
             if guide is not None or row_plate is None:
                 raise ValueError(

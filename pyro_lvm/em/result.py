@@ -9,11 +9,13 @@ from torch import Tensor
 
 from pyro_lvm import files, randomness
 from pyro_lvm.data import Data, arguments_of
+from pyro_lvm.elbo.contraction import responsibilities
+from pyro_lvm.em.gaussian_guide import GaussianPosterior
 from pyro_lvm.em.program import POINT, EMProgram, complete, own_program
 from pyro_lvm.em.run import Refilled
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
-from pyro_lvm.result import Result
+from pyro_lvm.result import Draws, Result
 from pyro_lvm.svi.result import restored
 
 
@@ -36,6 +38,7 @@ class EMResult(Result):
         self,
         program: Program,
         values: Values,
+        em: EMProgram | None,
         *,
         objective: Tensor,
         objective_name: str,
@@ -48,12 +51,14 @@ class EMResult(Result):
         restart_params: Values,
         refilled: list[Refilled],
         missing: bool,
+        options: dict[str, Any],
         seconds: float,
         converged: bool,
         seed: int,
     ) -> None:
         self.objective, self.objective_name, self.restarts = objective, objective_name, restarts
         self._missing, self._own_steps, self._asked = missing, own_steps, asked
+        self._em, self._options = em, options
         self.num_iter = num_iter
         self._latents_by, self._rules = latents, rules
         super().__init__(program, values, num_steps=self.num_iter, seconds=seconds, converged=converged, seed=seed)
@@ -68,6 +73,16 @@ class EMResult(Result):
                 "observed_log_prob(x)"
             )
         return super()._arguments(given, needs_rows)
+
+    def _responsibilities(self, args: tuple[Any, ...], num_draws: int) -> Draws:
+        guide, kwargs = self._program.guide, self._program.model_kwargs
+        if not isinstance(guide, GaussianPosterior):
+            return super()._responsibilities(args, num_draws)
+
+        def exact() -> Draws:
+            return responsibilities(guide.integrated(guide.latents.moments(*args, **kwargs), args, kwargs))
+
+        return self._program.call(self._values, exact)
 
     def summary(self) -> str:
         """How each latent was dealt with, and which rule each parameter followed."""
@@ -103,6 +118,7 @@ class EMResult(Result):
             "rules": self._rules,
             "own_steps": self._own_steps,
             "asked": self._asked,
+            "options": self._options,
         }
 
 
@@ -117,17 +133,17 @@ def load(
 ) -> EMResult:
     """Read a result of :func:`pyro_lvm.fit_em`; see :func:`pyro_lvm.load`."""
     names = ["objective", "objective_name", "restarts", "restart_params", "refilled", "num_iter", "missing", "latents"]
-    names += ["rules", "own_steps", "asked", "seconds", "converged", "seed"]
+    names += ["rules", "own_steps", "asked", "options", "seconds", "converged", "seed"]
     state = files.read(path, "result", ["data", "params", "guided", *names])
     if guide is not None and not state["guided"]:
         raise ValueError(f"{str(path)!r} holds a fit by EM without a guide: pass None")
     with randomness.seeded(state["seed"]):
         held = complete(Data(arguments_of(model, data), rows, missing=state["missing"]), rows)
         if state["own_steps"]:
-            program = own_program(model, held, model_kwargs, plate)
+            em, program = None, own_program(model, held, model_kwargs, plate)
         else:
             default = getattr(getattr(model, "__self__", model), "guide", None) if state["guided"] else None
-            program = EMProgram(
+            em = EMProgram(
                 model,
                 held,
                 latents=state["asked"],
@@ -135,6 +151,7 @@ def load(
                 plate=plate,
                 guide=guide,
                 default_guide=default,
-            ).program
+            )
+            program = em.program
     state["refilled"] = [Refilled(*event) for event in state["refilled"]]
-    return EMResult(program, restored(program, state, path), **{name: state[name] for name in names})
+    return EMResult(program, restored(program, state, path), em, **{name: state[name] for name in names})
