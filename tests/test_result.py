@@ -702,9 +702,12 @@ def test_wrong_arguments_of_prior_predictive_are_explained(what):
         call()
 
 
+PATH = {"spacing": 1, "seen": {}, "shapes": {}}
+
+
 def stub(path, **changes):
     state = {"kind": "result", "data": None, "params": {}, "losses": torch.zeros(3), "validation": {}, "seed": 0}
-    torch.save(state | {"seconds": 0.0} | {"compiled": False, "target": "ELBO"} | changes, path)
+    torch.save(state | {"seconds": 0.0} | {"compiled": False, "target": "ELBO", "path": PATH} | changes, path)
 
 
 def loading(**options):
