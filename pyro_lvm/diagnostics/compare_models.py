@@ -247,7 +247,7 @@ def _entropy(result: Result) -> float:
     if result._program.sites.local_latent:
         raise ValueError("the rows have other latents besides their components")
     with result._quiet(None), torch.no_grad():
-        probs = result._responsibilities(result._arguments(()))[site]
+        probs = result._responsibilities(result._arguments(()), 1)[site]
     return torch.special.entr(probs.double()).sum().item()
 
 
