@@ -175,7 +175,7 @@ def _predictions(
     """
     sites = result._program.sites
     held = sites_of(result, result._arguments(()))
-    numbers = max(held[name]["value"].numel() for name in sites.observed)
+    numbers = max((held[name]["value"].numel() for name in sites.observed), default=1)
     num_draws = min(_NUM_LOO, max(_FEWEST_REPLICATED, _NUMBERS // numbers))
     if weights is None:
         latents = result.sample(num_draws, seed)

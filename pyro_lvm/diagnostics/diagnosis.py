@@ -114,7 +114,8 @@ class Diagnosis:
             drawn.append(self.marginals.plot)
         if self.khat is not None and self.khat.rows is not None:
             drawn.append(self.khat.plot)
-        parts = (self.loo, *self.pit, self.checks, self.components, self.codes)
+        checks = self.checks if self.checks.each else None
+        parts = (self.loo, *self.pit, checks, self.components, self.codes)
         drawn += [part.plot for part in parts if part is not None]
         return figure_of(drawn)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GRADES = ("good", "unknown", "doubtful", "bad")  # from best to worst
+RICHER = "a richer guide ('full_rank', 'flow'), another parametrisation of the model, or more steps"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from pyro_lvm import plots
-from pyro_lvm.diagnostics.finding import Finding
+from pyro_lvm.diagnostics.finding import RICHER, Finding
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,10 +55,7 @@ class KHat:
         if self.value < USEFUL:
             return Finding("k-hat", "good", f"{text}: importance weights can correct the guide")
         grade = "doubtful" if self.value < HOPELESS else "bad"
-        advice = "a richer guide ('full_rank', 'flow'), another parametrisation of the model, or more steps"
-        return Finding(
-            "k-hat", grade, f"{text}: importance weights, and all that rests on them, cannot be used", advice
-        )
+        return Finding("k-hat", grade, f"{text}: importance weights and what rests on them cannot be used", RICHER)
 
     def _by_row(self, rows: Tensor) -> Finding:
         high = int((rows >= USEFUL).sum())

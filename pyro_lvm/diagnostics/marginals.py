@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from pyro_lvm import plots
-from pyro_lvm.diagnostics.finding import GRADES, Finding
+from pyro_lvm.diagnostics.finding import GRADES, RICHER, Finding
 from pyro_lvm.diagnostics.numbers import table
 
 if TYPE_CHECKING:
@@ -119,8 +119,7 @@ class Marginals:
         for site, of in sites.items() if self.grade != "good" else ():
             if grades[site] != "good":
                 text = f"{site}: {self._worst(of)}, by {by}"
-                wider = "a richer guide ('full_rank', 'flow'), more steps, or another parametrisation of the model"
-                found.append(Finding("posterior", grades[site], text, wider))
+                found.append(Finding("posterior", grades[site], text, RICHER))
         good = [i for site, of in sites.items() if grades[site] == "good" for i in of]
         if good:
             names = ", ".join(site for site in sites if grades[site] == "good")

@@ -65,7 +65,9 @@ class Optimisation:
         if self.drift is not None:
             found.append(self._stationarity(self.drift))
         if self.jitter is not None and self.jitter.value > max(_NATS, 2 * self.jitter.standard_error):
-            text = f"averaged over the last quarter, the parameters are better by {self.jitter} than the last ones"
+            text = (
+                f"averaged over the last quarter, the parameters are better by {_told(self.jitter)} than the last ones"
+            )
             found.append(Finding("learning rate", "doubtful", f"{text}: it is too large", _LR))
         for name, count in self.at_bound.items():
             text = f"{count} elements of {name!r} are at the bound of their constraint"
@@ -86,7 +88,7 @@ class Optimisation:
         return Finding("optimisation", "doubtful", f"{text}: it was still falling", _STEPS)
 
     def _stationarity(self, drift: Estimate) -> Finding:
-        text = f"averaged over quarters of the path, the parameters still gained {drift}"
+        text = f"from one quarter of the path to the next, averaged parameters gained {_told(drift)}"
         worst = int(self.rhat.argmax()) if len(self.rhat) else None
         if worst is not None:
             high = int((self.rhat > _MOST_RHAT).sum())
@@ -176,6 +178,10 @@ def _elbos(result: SVIResult, values: dict[str, Tensor]) -> Tensor:
     with result._quiet(None):
         found = log_weights(program, values, result._arguments(()), _NUM_DRAWS)
         return torch.cat([o.double() if rows is None else o.double() + rows.double().sum(-1) for o, rows in found])
+
+
+def _told(gain: Estimate) -> str:
+    return f"{gain.value:+.2g} +- {gain.standard_error:.1g} nats"
 
 
 def _mean(values: Tensor) -> Estimate:

@@ -174,6 +174,20 @@ def test_discrete_latents_cannot_be_moved(fit):
     assert "Hamiltonian moves" not in found.marginals.corrected
 
 
+def test_a_model_that_observes_by_factors_has_no_predictions():
+    def factors():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("seen", dist.Normal(x, 1.0).log_prob(torch.tensor(1.0)))
+
+    def guide():
+        pyro.sample("x", dist.Normal(pyro.param("loc", torch.tensor(0.5)), 0.5**0.5))
+
+    found = lvm.diagnose(lvm.fit(factors, guide, num_steps=1, optim=1e-12, progress=False), FEW)
+    assert found.verdict == "good"
+    assert found.checks.each == ()
+    assert found.to_html()
+
+
 def test_own_test_quantities():
     found = lvm.diagnose(fitted(off(0, 1)), FEW, statistics={"range": lambda y: y.max() - y.min()})
     assert [check.statistic for check in found.checks.each] == ["range"]
