@@ -70,8 +70,8 @@ print(report)
 # %%
 # A richer guide, and its draws corrected
 # ---------------------------------------
-# A guide with correlations leaves a little less to be said about :math:`\tau`. Its k-hat allows to correct what is left:
-# draws of the guide are resampled by importance weights.
+# A guide with correlations leaves a little less to be said about :math:`\tau`. Its k-hat allows to correct what is
+# left: draws of the guide are resampled by importance weights.
 result = fit(non_centred, "full_rank")
 report = lvm.diagnose(result)
 print(report)
