@@ -57,6 +57,7 @@ class Program:
             raise ValueError(f"plate={plate!r} was given, but the data has no rows")
         check_guide(guide)
         self.model, self.data = model, data
+        self.weighted = False  # whether the fit weighs the rows
         self.model_kwargs = dict(model_kwargs or {})
         self.example = data.args if example is None else example
         try:

@@ -283,6 +283,7 @@ class Result:
             "seconds": self.seconds,
             "converged": self.converged,
             "seed": self.seed,
+            "weighted": self._program.weighted,
         }
 
     def save(self, path: files.FilePath) -> None:

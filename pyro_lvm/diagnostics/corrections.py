@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from pyro_lvm.diagnostics.draws import with_deterministic
 from pyro_lvm.diagnostics.hmc import run_chains
-from pyro_lvm.diagnostics.khat import USEFUL
 from pyro_lvm.diagnostics.marginals import Marginals, Moments, columns, of_chains, of_weighted
 from pyro_lvm.diagnostics.unconstrained import Unconstrained
 from pyro_lvm.diagnostics.weights import Weights
@@ -20,56 +20,66 @@ _FEW = 100  # numbers that are weighed together
 _NUM_CHAINS, _FEWEST_CHAINS = 500, 100
 _NUMBERS = 1_000_000  # of the largest tensor of all chains together
 _WARMUP, _KEPT = 40, 20
+_FEWEST_ACCEPTED = 0.4  # of chains that adapt their step to 0.8
+_ROUNDING = 1e-6  # by which constant numbers may vary, relative to their size
 
 
-def corrected(result: Result, weights: Weights, seed: int) -> Marginals | None:
+def corrected(result: Result, weights: Weights, useful: bool, seed: int) -> Marginals | None:
     """Grade the marginals of what a guide draws, of the deterministic sites that follow, too.
 
-    Weights are used if their k-hat is below 0.7; moves are made if there are at most 1,000 latent numbers, and a run of
-    the model is small. Latents of rows that are too many for either are passed over.
+    Weights are used if they are useful; moves are made if there are at most 1,000 latent numbers, and a run of the
+    model is small. Latents of rows that are too many for either are passed over, and so are numbers that never vary.
+
+    Args:
+        result: The fit.
+        weights: Draws of the guide, and what they weigh.
+        useful: Whether the k-hat allows to use the weights.
+        seed: Of the moves.
 
     Returns:
         The marginals, with no correction if there is none; None if there is nothing to grade.
     """
     local, latents = result._program.sites.local_latent, weights.draws
-    chains = _moved(result, latents, seed)
-    jointly = chains is not None or not local or are_few(latents)
-    if not jointly:
-        latents = {name: draws for name, draws in latents.items() if name not in local}
-    if not latents or _size(latents) > MOST_LATENTS:
-        return None
     with result._quiet(seed):
+        chains = _moved(result, latents)
+        jointly = chains is not None or not local or are_few(latents)
+        if not jointly:
+            latents = {name: draws for name, draws in latents.items() if name not in local}
+        if not latents or _size(latents) > MOST_LATENTS:
+            return None
         own = with_deterministic(result, latents, MOST_LATENTS) if jointly else latents
         names, draws = columns(own)
         moved = None if chains is None else columns(with_deterministic(result, chains, MOST_LATENTS))[1]
-    by_weights = smooth(weights.joint if jointly else weights.marginal)
+    varies = np.flatnonzero(np.ptp(draws, axis=0) > _ROUNDING * abs(draws).max(0))
+    if not len(varies):
+        return None
     found: dict[str, Moments] = {}
-    if by_weights.pareto_k < USEFUL:
-        found[WEIGHTS] = of_weighted(draws, by_weights.log_weights.exp().numpy())
+    if useful:
+        log_weights = smooth(weights.joint if jointly else weights.marginal).log_weights
+        found[WEIGHTS] = of_weighted(draws[:, varies], log_weights.exp().numpy())
     if moved is not None:
-        found[MOVES] = of_chains(moved.reshape(_KEPT, -1, moved.shape[1]))
-    return Marginals(names, of_weighted(draws, np.full(len(draws), 1 / len(draws))), found)
+        found[MOVES] = of_chains(moved[:, varies].reshape(_KEPT, -1, len(varies)))
+    even = np.full(len(draws), 1 / len(draws))
+    return Marginals(tuple(names[i] for i in varies), of_weighted(draws[:, varies], even), found)
 
 
-def _moved(result: Result, latents: Draws, seed: int) -> Draws | None:
-    """The draws that chains come to that begin at those of the guide; None if the model allows none."""
+def _moved(result: Result, latents: Draws) -> Draws | None:
+    """The draws that chains come to that begin at those of the guide; None if they cannot be run, or do not move."""
     if _size(latents) > MOST_LATENTS:
         return None
     try:
         target = Unconstrained(result)
-    except ValueError:
-        return None
-    with result._quiet(seed):
         start = target.points({name: draws[:_NUM_CHAINS] for name, draws in latents.items()})
-        count = min(len(start), _NUMBERS // target.numbers(start[0]))
-        if count < _FEWEST_CHAINS:
-            return None
-        start = start[:count]
-        try:
-            density = target.traced(start)
-        except NotCompilable:
-            return None
-        chains = run_chains(density, start, _WARMUP, _KEPT)
+        start = start[: _NUMBERS // target.numbers(start[0])]
+        density = target.traced(start)
+    except (ValueError, NotCompilable):
+        return None
+    start = start[torch.isfinite(start).all(-1) & torch.isfinite(density(start)[0])]
+    if len(start) < _FEWEST_CHAINS:
+        return None
+    chains = run_chains(target.traced(start), start, _WARMUP, _KEPT)
+    if chains.acceptance < _FEWEST_ACCEPTED:
+        return None
     return target.draws(chains.draws.flatten(0, 1))
 
 

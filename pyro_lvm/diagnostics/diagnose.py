@@ -13,25 +13,26 @@ from pyro_lvm.checks import check_count, check_seed
 from pyro_lvm.diagnostics.codes import examine_codes
 from pyro_lvm.diagnostics.corrections import are_few, corrected
 from pyro_lvm.diagnostics.diagnosis import Diagnosis
-from pyro_lvm.diagnostics.draws import replicated, sites_of
+from pyro_lvm.diagnostics.draws import sites_of
 from pyro_lvm.diagnostics.khat import USEFUL, KHat
 from pyro_lvm.diagnostics.loo import leave_one_out
 from pyro_lvm.diagnostics.mixtures import examine_mixture
 from pyro_lvm.diagnostics.optimisation import examine
-from pyro_lvm.diagnostics.pit import PIT, pit
-from pyro_lvm.diagnostics.predictive_checks import STATISTICS, PredictiveChecks, Statistic, check_predictions
+from pyro_lvm.diagnostics.predictive_checks import (
+    STATISTICS,
+    Statistic,
+)
+from pyro_lvm.diagnostics.replications import examine_predictions
 from pyro_lvm.diagnostics.weights import Weights, draw_weighted
 from pyro_lvm.guides import lacks_density
 from pyro_lvm.importance import Estimate, masked_apart
-from pyro_lvm.psis import pareto_k, smooth
-from pyro_lvm.result import Draws, Result
-from pyro_lvm.sites import Site
+from pyro_lvm.psis import pareto_k
+from pyro_lvm.result import Result
 
 _RUNS = 5
 _NESTED = 10  # times fewer draws where the latents of each row are integrated out
-_NUM_LOO, _FEWEST_REPLICATED = 2_000, 100
+_NUM_LOO = 2_000
 _NUM_COMPONENTS = 200
-_NUMBERS = 20_000_000  # of all data drawn anew
 
 
 def diagnose(
@@ -88,13 +89,16 @@ def diagnose(
         parts["khat"], drawn = _khat(result, num_draws, seed)
         parts["evidence"] = evidence = result.evidence(len(drawn.joint), seed=seed)
         parts["elbo"] = _elbo(evidence.log_weights)
-        parts["marginals"] = corrected(result, drawn, seed)
+        parts["marginals"] = corrected(result, drawn, parts["khat"].value < USEFUL, seed)
         try:
             drawn = _by_row(result, drawn, min(num_draws, _NUM_LOO), seed)
             parts["loo"] = leave_one_out(drawn)
         except ValueError as error:
             missing["LOO"] = str(error)
-    ranked, checks = _predictions(result, drawn, checked, seed)
+    useful = parts["khat"] is not None and parts["khat"].value < USEFUL
+    ranked, checks = examine_predictions(result, drawn, useful, checked, seed)
+    if parts["loo"] is not None and parts["loo"].grade == "bad":
+        ranked, missing["calibration"] = (), "too many rows cannot be left out by weights"
     return Diagnosis(
         fit=str(result).splitlines()[0],
         optimisation=examine(result),
@@ -123,6 +127,8 @@ def _no_density(result: Result) -> str:
     program, args = result._program, result._arguments(())
     if not program.sites.latent:
         return "no latent is drawn by a guide"
+    if program.weighted or any(torch.as_tensor(site["scale"] != 1).any() for site in sites_of(result, args).values()):
+        return "rows or sites are weighted, and the guide is near another distribution than the posterior"
     with result._quiet(None):
         trace = poutine.trace(result.guide).get_trace(*args, **program.model_kwargs)
         reason = lacks_density(program.guide, trace, program.sites.latent)
@@ -160,52 +166,3 @@ def _by_row(result: Result, drawn: Weights, num_draws: int, seed: int) -> Weight
     if set(sites.latent) <= set(sites.local):
         raise ValueError("what rows share is a point, which has seen every row")
     return draw_weighted(result, num_draws, seed) if drawn.rows is None else drawn
-
-
-def _predictions(
-    result: Result, weights: Weights | None, statistics: Mapping[str, Statistic], seed: int
-) -> tuple[tuple[PIT, ...], PredictiveChecks]:
-    """LOO-PIT of each observed site with a number a row, and checks of all.
-
-    Args:
-        result: The fit.
-        weights: Draws and what they weigh, with rows if these can be left out; None of a fit to points.
-        statistics: Test quantities.
-        seed: Of the draws.
-    """
-    sites = result._program.sites
-    held = sites_of(result, result._arguments(()))
-    numbers = max((held[name]["value"].numel() for name in sites.observed), default=1)
-    num_draws = min(_NUM_LOO, max(_FEWEST_REPLICATED, _NUMBERS // numbers))
-    if weights is None:
-        latents = result.sample(num_draws, seed)
-    else:
-        weights = weights.head(num_draws)
-        latents, num_draws = weights.draws, len(weights.joint)
-    with result._quiet(seed):
-        chosen = 0 if weights is None else _one_of(weights)
-        one = {name: value[chosen].expand_as(value) for name, value in latents.items()}
-        many, at_one = (_rows_first(result, held, replicated(result, given, num_draws), 1) for given in (latents, one))
-        observed = _rows_first(result, held, {name: held[name]["value"] for name in many}, 0)
-        calibrated = weights is not None and not set(sites.latent) <= set(sites.local)
-        checks = check_predictions(observed, many, at_one, statistics, calibrated)
-        if weights is None or weights.rows is None:
-            return (), checks
-        single = [name for name, y in observed.items() if y.shape == weights.rows.shape[1:]]
-        return tuple(pit(name, weights, many[name], observed[name]) for name in single), checks
-
-
-def _one_of(weights: Weights) -> int:
-    """A draw of the posterior; of the guide, where weights cannot be used."""
-    log_weights, k = smooth(weights.marginal)
-    return int(torch.multinomial(log_weights.exp(), 1)) if k < USEFUL else 0
-
-
-def _rows_first(result: Result, held: dict[str, Site], data: Draws, before: int) -> Draws:
-    """Data of each site with the rows as dimension ``before``; a site outside the row plate is one row."""
-    found = {}
-    for name, value in data.items():
-        dim = result._program.row_dim(name, held[name])
-        rows = value.unsqueeze(before) if dim is None else value.movedim(dim - held[name]["fn"].event_dim, before)
-        found[name] = rows
-    return found

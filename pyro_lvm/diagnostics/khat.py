@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -52,6 +53,8 @@ class KHat:
             f"k-hat{whose} {self.value:.2f} (five runs of {self.num_draws:,} draws: "
             f"{min(self.each):.2f} to {max(self.each):.2f})"
         )
+        if self.value == -math.inf:
+            return Finding("k-hat", "good", f"all weights{whose} are equal: the guide is exact")
         if self.value < USEFUL:
             return Finding("k-hat", "good", f"{text}: importance weights can correct the guide")
         grade = "doubtful" if self.value < HOPELESS else "bad"

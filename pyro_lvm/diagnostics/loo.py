@@ -44,14 +44,20 @@ class LOO:
         """Rows whose Pareto k is above 0.7."""
         return int((self.pareto_k > _MOST_K).sum())
 
+    @property
+    def grade(self) -> str:
+        """Good if all rows can be left out, doubtful if all but a twentieth, else bad."""
+        return (
+            "good" if not self.num_unreliable else "doubtful" if self.num_unreliable <= 0.05 * len(self.rows) else "bad"
+        )
+
     def findings(self) -> list[Finding]:
         """Whether the estimate can be trusted."""
         text = f"elpd_loo {self.elpd:.2f} +- {self.standard_error:.2f} nats, p_loo {self.p_loo:.2f}"
         if not self.num_unreliable:
             return [Finding("LOO", "good", text)]
         text += f"; Pareto k above {_MOST_K} for {self.num_unreliable} of {len(self.rows)} rows"
-        grade = "doubtful" if self.num_unreliable <= 0.05 * len(self.rows) else "bad"
-        return [Finding("LOO", grade, text, "the score of rows held out of the fit: result.score(*held_out)")]
+        return [Finding("LOO", self.grade, text, "the score of rows held out of the fit: result.score(*held_out)")]
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The Pareto k of each row."""
@@ -107,4 +113,4 @@ def tail_probability(log_weights: Tensor, replicated: Tensor, observed: Tensor) 
     """The weight of smaller values than the observed one, and of a random part of the equal ones."""
     weights = log_weights.exp().to(replicated.device)
     below, same = weights @ (replicated < observed).double(), weights @ (replicated == observed).double()
-    return below + same * torch.rand(())
+    return (below + same * torch.rand(())).clamp(0, 1)

@@ -25,8 +25,12 @@ def figure_of(pictures: Sequence[Callable[[Axes], Any]]) -> Figure:
     rows = -(-len(pictures) // columns)
     size = (_WIDTH * columns, _HEIGHT * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    for ax, draw in zip(axes.flat, pictures, strict=False):
-        draw(ax)
+    try:
+        for ax, draw in zip(axes.flat, pictures, strict=False):
+            draw(ax)
+    except BaseException:
+        plt.close(figure)
+        raise
     for ax in axes.flat[len(pictures) :]:
         ax.set_axis_off()
     return figure

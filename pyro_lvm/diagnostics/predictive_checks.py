@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Statistic = Callable[[Tensor], Tensor]
-_DOUBTFUL, _BAD = 0.01, 1e-4
+_DOUBTFUL, _BAD = 0.01, 0.002
 
 
 def _sd(rows: Tensor) -> Tensor:
@@ -35,8 +35,8 @@ class PredictiveCheck:
         statistic: The name of the test quantity.
         observed: Of the data.
         replicated: Of data drawn at many posterior draws, ``[S]``.
-        below: The probability of a smaller value at one posterior draw (Johnson 2007, Gosselin 2011), uniform under the
-            model, where the same over all draws is drawn to one half, for the data have been used twice.
+        below: The rank among data drawn at one posterior draw (Johnson 2007, Gosselin 2011), as a share, uniform under
+            the model; over all draws it would be drawn to one half, for the data have been used twice.
         calibrated: Whether there was a posterior to draw from; at a point, ``below`` is drawn to one half, too.
     """
 
@@ -85,39 +85,49 @@ class PredictiveChecks:
         return ax
 
 
-def check_predictions(
-    observed: Mapping[str, Tensor],
-    replicated: Mapping[str, Tensor],
-    at_one_draw: Mapping[str, Tensor],
-    statistics: Mapping[str, Statistic],
-    calibrated: bool,
-) -> PredictiveChecks:
-    """Compare test quantities of the data with those of data drawn anew.
+Quantities = dict[tuple[str, str], Tensor]  # by site and name, ``[S]``
 
-    Data and a draw of their posterior are distributed as data and the latents that made them. So the rank of a test
-    quantity among those of data drawn at that one draw is uniform under the model, whatever the quantity.
+
+def quantities(data: Mapping[str, Tensor], statistics: Mapping[str, Statistic]) -> Quantities:
+    """Test quantities of data drawn several times.
 
     Args:
-        observed: The data of each site, ``[N, ...]``.
-        replicated: Drawn at many posterior draws, ``[S, N, ...]``.
-        at_one_draw: Drawn at one of them, ``[R, N, ...]``.
+        data: Of each site, ``[S, N, ...]``.
         statistics: Test quantities by name.
-        calibrated: Whether that draw is of a posterior, and no point.
 
     Raises:
         ValueError: if a test quantity is no number.
     """
+    return {
+        (site, name): torch.stack([_number(statistic(rows.double()), name) for rows in drawn])
+        for site, drawn in data.items()
+        for name, statistic in statistics.items()
+    }
+
+
+def check_predictions(
+    observed: Quantities, replicated: Quantities, at_one_draw: Quantities, calibrated: bool
+) -> PredictiveChecks:
+    """Compare test quantities of the data with those of data drawn anew.
+
+    Data and a draw of their posterior are distributed as data and the latents that made them. So the rank of a test
+    quantity among those of data drawn at that one draw is uniform under the model, whatever the quantity. Ties are
+    broken at random; quantities that never vary are passed over.
+
+    Args:
+        observed: Of the data, ``[1]``.
+        replicated: Of data drawn at many posterior draws, ``[S]``.
+        at_one_draw: Of data drawn at one of them, ``[R]``.
+        calibrated: Whether that draw is of a posterior, and no point.
+    """
     found = []
-    for site, y in observed.items():
-        for name, statistic in statistics.items():
-
-            def numbers(data: Tensor, statistic: Statistic = statistic, name: str = name) -> Tensor:
-                return torch.stack([_number(statistic(rows.double()), name) for rows in data])
-
-            value, (many, one) = numbers(y[None]), (numbers(drawn[site]) for drawn in (replicated, at_one_draw))
-            ties = (one == value).double().mean() * torch.rand(())
-            below = ((one < value).double().mean() + ties).item()
-            found.append(PredictiveCheck(site, name, value.item(), many, below, calibrated))
+    for (site, name), value in observed.items():
+        many, one = replicated[site, name], at_one_draw[site, name]
+        if (many == value).all() and (one == value).all():
+            continue
+        places = (one < value).sum() + ((one == value).sum() + 1) * torch.rand(())
+        below = (places / (len(one) + 1)).item()
+        found.append(PredictiveCheck(site, name, value.item(), many, below, calibrated))
     return PredictiveChecks(tuple(found))
 
 

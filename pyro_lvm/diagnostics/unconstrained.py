@@ -14,7 +14,7 @@ from pyro_lvm import tracing
 from pyro_lvm.elbo.contraction import enumerate_model, log_density
 from pyro_lvm.elbo.terms import by_row
 from pyro_lvm.result import Draws, Result
-from pyro_lvm.sites import prior_trace, sample_sites
+from pyro_lvm.sites import Site, prior_trace, sample_sites
 from pyro_lvm.vectorize import LargestTensor
 
 
@@ -22,18 +22,32 @@ class Unconstrained:
     """The latents of a fit as points ``[C, D]``, and the density of the model at them, enumerated sites summed out.
 
     Raises:
-        ValueError: if a latent is discrete.
+        ValueError: if a latent is discrete, has a support without a way to unconstrained space, or one that depends on
+            other latents.
     """
 
     def __init__(self, result: Result) -> None:
         program = result._program
         self._result, self._args = result, result._arguments(())
-        sites = sample_sites(prior_trace(result.model, *self._args, **program.model_kwargs))
+        sites, others = (self._prior_sites() for _ in range(2))
         discrete = [name for name in program.sites.latent if sites[name]["fn"].support.is_discrete]
         if discrete:
             raise ValueError(f"{discrete[0]!r} is discrete")
-        self._transforms = {name: biject_to(sites[name]["fn"].support) for name in program.sites.latent}
+        try:
+            self._transforms, again = (
+                {name: biject_to(found[name]["fn"].support) for name in program.sites.latent}
+                for found in (sites, others)
+            )
+        except NotImplementedError as error:
+            raise ValueError(str(error)) from error
         self._shapes = {n: t.inverse_shape(sites[n]["value"].shape) for n, t in self._transforms.items()}
+        for name, transform in self._transforms.items():
+            middle = torch.zeros(self._shapes[name])
+            if not torch.equal(transform(middle), again[name](middle)):
+                raise ValueError(f"the support of {name!r} depends on other latents")
+
+    def _prior_sites(self) -> dict[str, Site]:
+        return sample_sites(prior_trace(self._result.model, *self._args, **self._result._program.model_kwargs))
 
     def points(self, draws: Draws) -> Tensor:
         """Draws of the latents, ``[C, ...]`` each, as points."""

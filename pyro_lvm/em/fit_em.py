@@ -231,6 +231,7 @@ def fit_em(
         program.parameters.write(best.theta)
         latent_rules = dict.fromkeys(program.sites.enumerated, "the model's own E-step" if own else E_STEPS[e_step])
         integrated = "integrated out, Gaussian" if em is not None and em.gaussian is not None else "the guide"
+        program.weighted = weight is not None
         return EMResult(
             program,
             best.theta,

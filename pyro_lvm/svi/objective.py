@@ -138,6 +138,7 @@ class Objective:
 
     def _take(self, program: Program, weighted: bool) -> None:
         self.elbo, self.weighted = resolve_elbo(self.given_elbo, program, weighted), weighted
+        program.weighted = weighted
         if isinstance(self.elbo, Estimator):
             start = {name: v.requires_grad_() for name, v in program.parameters.start().items()}
             self.structure = program.call(

@@ -127,6 +127,7 @@ def restored(program: Program, state: Mapping[str, Any], path: files.FilePath) -
     if expected != found:
         raise ValueError(f"{str(path)!r} holds parameters {found}, but this model and guide have {expected}")
     values = {name: v.to(here[name].device) for name, v in state["params"].items()}
+    program.weighted = bool(state.get("weighted"))
     parameters.write(values)
     parameters.write_untrained({path: values[path] for path in parameters.untrained()})
     if (owner := awaits_start(program.model)) is not None:

@@ -48,9 +48,9 @@ def test_split_rhat_of_coordinates_that_stand_still():
 
 def test_a_fit_that_has_come_to_rest(fit):
     def falling(optimizer):
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2_000)
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1_000)
 
-    result = fit(model, "mean_field", Y, num_steps=2_000, optim=0.05, scheduler=falling)
+    result = fit(model, "mean_field", Y, num_steps=1_000, optim=0.05, scheduler=falling)
     assert grades(result) == {"optimisation": "good", "stationarity": "good"}
 
 
@@ -64,7 +64,7 @@ def test_a_fit_that_was_still_falling(fit):
 
 def test_a_learning_rate_that_is_too_large(fit):
     """Parameters that jump around the optimum are better on average than one by one."""
-    result = fit(model, "mean_field", Y, num_steps=2_000, optim=0.5)
+    result = fit(model, "mean_field", Y, num_steps=1_000, optim=0.5)
     found = examine(result)
     assert grades(result)["learning rate"] == "doubtful"
     assert found.jitter.value > 0.1
