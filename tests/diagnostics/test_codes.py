@@ -110,6 +110,18 @@ def test_aggregated_posterior_by_plain_monte_carlo(linear):
     near(found.aggregated.information, found.rate.value - divergence.mean().item(), divergence.std().item() / S**0.5)
 
 
+def test_without_its_own_row_a_draw_of_two_is_the_other_rows():
+    """Then the bound is the mean divergence between the two rows' posteriors, less that from the prior."""
+    part = Linear()
+    x = torch.tensor([[0.5] * D, [-0.2] * D]).double()
+    found = examine_codes(at_start(part.model, part.guide, x), num_draws=2).aggregated
+    first, second = (dist.Normal(loc, part.scale) for loc in part.means(x))
+    prior = dist.Normal(torch.zeros(L).double(), 1.0)
+    kl = torch.distributions.kl_divergence
+    expected = sum((kl(q, prior) - kl(q, p)).sum().item() for q, p in ((first, second), (second, first))) / 2
+    near(found.least, expected)
+
+
 def test_bounds_of_all_rows_that_there_might_be(monkeypatch):
     """Of normal rows the aggregated posterior is normal; both bounds are near for one unit, and on the right side."""
     slope, scale, offset = 0.9, 0.3, 1.5

@@ -64,7 +64,8 @@ def test_the_verdict_is_that_of_the_exact_posterior(shift, width, verdict):
     assert abs(found.evidence.value - log_evidence) < 4 * found.evidence.standard_error + 1e-3
     assert found.elbo.value <= found.evidence.value + 1e-3
     assert abs(found.loo.elpd - -1.5 * N) < 15
-    assert len(found.pit[0].values) == N
+    if found.loo.grade != "bad":
+        assert len(found.pit[0].values) == N
     assert {check.statistic for check in found.checks.each} == {"mean", "sd", "min", "max"}
 
 
