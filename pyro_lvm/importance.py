@@ -19,7 +19,7 @@ from pyro_lvm.elbo.terms import by_row, masked, unscaled_log_prob
 from pyro_lvm.guides import lacks_density, points
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
-from pyro_lvm.psis import pareto_k
+from pyro_lvm.psis import USEFUL, pareto_k
 from pyro_lvm.sites import prior_trace, refuse_improper_priors, refuse_random_rows, sample_sites, sum_within_rows
 from pyro_lvm.vectorize import repeat
 
@@ -39,6 +39,15 @@ class Estimate(NamedTuple):
         if isinstance(self.value, Tensor):
             return f"{len(self.value)} rows, mean {self.value.mean():.4g} nats"
         return f"{self.value:.2f} +- {self.standard_error:.2g} nats"
+
+
+def mean_of(values: Tensor) -> Estimate:
+    """The mean of independent values, and its standard error: 0 where all are the same, NaN where there is one."""
+    if len(values) == 1:
+        return Estimate(values.item(), math.nan)
+    if bool((values == values[0]).all()):
+        return Estimate(values[0].item(), 0.0)
+    return Estimate(values.mean().item(), (values.std() / len(values) ** 0.5).item())
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class Evidence:
         It estimates an upper bound, is biased down, and is no bound itself. It is None unless the tail of the squared
         weights has a Pareto k below 0.7, where the mean squared weight can be estimated at all.
         """
-        if not self.squared_pareto_k < 0.7:
+        if not self.squared_pareto_k < USEFUL:
             return None
         return 0.5 * float((2 * self.log_weights).logsumexp(0) - math.log(len(self.log_weights)))
 

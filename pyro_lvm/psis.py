@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+USEFUL = 0.7
+"""The Pareto k below which estimates by weights are useful."""
+
 _FEWEST = 5  # draws in the tail
 _ROUNDING = 1e-5  # of log-weights in float32, relative to their size
 

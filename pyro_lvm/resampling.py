@@ -13,12 +13,11 @@ from pyro_lvm.guides import lacks_density
 from pyro_lvm.importance import masked_apart, rows_are_cells, weigh
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
-from pyro_lvm.psis import smooth
+from pyro_lvm.psis import USEFUL, smooth
 from pyro_lvm.sites import Site
 from pyro_lvm.vectorize import repeat
 
 _PROPOSED, _FEWEST = 10, 1_000  # draws of the guide for each that is kept, and for all of them
-_MOST_K = 0.7
 
 
 def resampled(program: Program, values: Values, args: tuple[Any, ...], num_draws: int) -> dict[str, Tensor]:
@@ -55,9 +54,9 @@ def resampled(program: Program, values: Values, args: tuple[Any, ...], num_draws
 def _chosen(log_weights: Tensor, num_draws: int, whose: str) -> Tensor:
     """The numbers of the draws to keep, by systematic resampling, in random order."""
     smoothed, pareto_k = smooth(log_weights)
-    if not pareto_k < _MOST_K:
+    if not pareto_k < USEFUL:
         raise ValueError(
-            f"correct='psis': the weights{whose} have a Pareto k of {pareto_k:.2f}, and from {_MOST_K} on they correct "
+            f"correct='psis': the weights{whose} have a Pareto k of {pareto_k:.2f}, and from {USEFUL} on they correct "
             "nothing: take the draws as they are, or fit a richer guide, such as 'full_rank' or 'flow'"
         )
     places = (torch.arange(num_draws) + torch.rand(1)).double() / num_draws

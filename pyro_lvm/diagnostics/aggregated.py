@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_lvm.diagnostics.amortized import Amortized
 from pyro_lvm.diagnostics.finding import Finding
-from pyro_lvm.importance import Estimate
+from pyro_lvm.importance import Estimate, mean_of
 from pyro_lvm.result import Draws
 from pyro_lvm.vectorize import repeat
 
@@ -104,12 +104,3 @@ def _has_one_prior(fit: Amortized, args: tuple[Any, ...], others: tuple[Any, ...
         latents = fit.values(fit.guide(args))
         one, other = (fit.log_latents(fit.model(rows, latents)) for rows in (args, others))
     return torch.allclose(one, other, rtol=1e-4, atol=1e-4)
-
-
-def mean_of(values: Tensor) -> Estimate:
-    """The mean of independent values, and its standard error: 0 where all are the same, NaN where there is one."""
-    if len(values) == 1:
-        return Estimate(values.item(), math.nan)
-    if bool((values == values[0]).all()):
-        return Estimate(values[0].item(), 0.0)
-    return Estimate(values.mean().item(), (values.std() / len(values) ** 0.5).item())

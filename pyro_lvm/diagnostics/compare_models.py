@@ -15,7 +15,6 @@ from pyro_lvm.checks import check_count, check_seed
 from pyro_lvm.data import fingerprint
 from pyro_lvm.diagnostics.draws import sites_of
 from pyro_lvm.diagnostics.exchangeable import component_site, shared_latents
-from pyro_lvm.diagnostics.khat import USEFUL
 from pyro_lvm.diagnostics.loo import LOO, leave_one_out
 from pyro_lvm.diagnostics.mixtures import examine_mixture
 from pyro_lvm.diagnostics.model_comparison import ComparedModel, ModelComparison
@@ -25,7 +24,7 @@ from pyro_lvm.elbo.terms import by_row
 from pyro_lvm.guides import points
 from pyro_lvm.importance import Estimate
 from pyro_lvm.params import leaves, num_free
-from pyro_lvm.psis import pareto_k
+from pyro_lvm.psis import USEFUL, pareto_k
 from pyro_lvm.result import Result
 from pyro_lvm.sites import Site, sample_sites
 

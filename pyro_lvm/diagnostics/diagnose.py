@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from torch import Tensor
 
 from pyro_lvm.checks import check_count, check_seed
 from pyro_lvm.diagnostics.codes import examine_codes
 from pyro_lvm.diagnostics.corrections import are_few, corrected
 from pyro_lvm.diagnostics.diagnosis import Diagnosis
 from pyro_lvm.diagnostics.draws import sites_of
-from pyro_lvm.diagnostics.khat import USEFUL, KHat
+from pyro_lvm.diagnostics.khat import KHat
 from pyro_lvm.diagnostics.loo import leave_one_out
 from pyro_lvm.diagnostics.mixtures import examine_mixture
 from pyro_lvm.diagnostics.optimisation import examine
@@ -25,8 +24,8 @@ from pyro_lvm.diagnostics.predictive_checks import (
 from pyro_lvm.diagnostics.replications import examine_predictions
 from pyro_lvm.diagnostics.weights import Weights, draw_weighted
 from pyro_lvm.guides import lacks_density
-from pyro_lvm.importance import Estimate, masked_apart
-from pyro_lvm.psis import pareto_k
+from pyro_lvm.importance import masked_apart, mean_of
+from pyro_lvm.psis import USEFUL, pareto_k
 from pyro_lvm.result import Result
 
 _RUNS = 5
@@ -82,20 +81,20 @@ def diagnose(
     checked = _check_statistics(statistics)
     missing: dict[str, str] = {}
     parts: dict[str, Any] = dict.fromkeys(("khat", "evidence", "elbo", "marginals", "loo"))
-    drawn = None
+    drawn, useful = None, False
     if reason := _no_density(result):
         missing["posterior"] = reason
     else:
         parts["khat"], drawn = _khat(result, num_draws, seed)
         parts["evidence"] = evidence = result.evidence(len(drawn.joint), seed=seed)
-        parts["elbo"] = _elbo(evidence.log_weights)
-        parts["marginals"] = corrected(result, drawn, parts["khat"].value < USEFUL, seed)
+        parts["elbo"] = mean_of(evidence.log_weights)
+        useful = parts["khat"].value < USEFUL
+        parts["marginals"] = corrected(result, drawn, useful, seed)
         try:
             drawn = _by_row(result, drawn, min(num_draws, _NUM_LOO), seed)
             parts["loo"] = leave_one_out(drawn)
         except ValueError as error:
             missing["LOO"] = str(error)
-    useful = parts["khat"] is not None and parts["khat"].value < USEFUL
     ranked, checks = examine_predictions(result, drawn, useful, checked, seed)
     if parts["loo"] is not None and parts["loo"].grade == "bad":
         ranked, missing["calibration"] = (), "too many rows cannot be left out by weights"
@@ -146,10 +145,6 @@ def _khat(result: Result, num_draws: int, seed: int) -> tuple[KHat, Weights]:
     runs = [first.marginal, *(run.marginal for run in others)] if shared or not integrated else []
     rows = None if first.own is None else torch.tensor([pareto_k(row) for row in first.own.unbind(1)])
     return KHat(tuple(pareto_k(run) for run in runs), num_draws, integrated, rows), first
-
-
-def _elbo(log_weights: Tensor) -> Estimate:
-    return Estimate(log_weights.mean().item(), (log_weights.std() / len(log_weights) ** 0.5).item())
 
 
 def _by_row(result: Result, drawn: Weights, num_draws: int, seed: int) -> Weights:

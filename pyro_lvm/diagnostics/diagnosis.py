@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pyro_lvm import files
 from pyro_lvm.diagnostics.codes import Codes
 from pyro_lvm.diagnostics.finding import GRADES, Finding
-from pyro_lvm.diagnostics.khat import USEFUL, KHat
+from pyro_lvm.diagnostics.khat import KHat
 from pyro_lvm.diagnostics.loo import LOO
 from pyro_lvm.diagnostics.marginals import Marginals
 from pyro_lvm.diagnostics.mixtures import Components
@@ -20,6 +20,7 @@ from pyro_lvm.diagnostics.picture import figure_of
 from pyro_lvm.diagnostics.pit import PIT
 from pyro_lvm.diagnostics.predictive_checks import PredictiveChecks
 from pyro_lvm.importance import Estimate, Evidence
+from pyro_lvm.psis import USEFUL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from pyro_lvm import plots
 from pyro_lvm.diagnostics.finding import RICHER, Finding
+from pyro_lvm.psis import USEFUL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-USEFUL, HOPELESS = 0.7, 1.0
+_HOPELESS = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class KHat:
             return Finding("k-hat", "good", f"all weights{whose} are equal: the guide is exact")
         if self.value < USEFUL:
             return Finding("k-hat", "good", f"{text}: importance weights can correct the guide")
-        grade = "doubtful" if self.value < HOPELESS else "bad"
+        grade = "doubtful" if self.value < _HOPELESS else "bad"
         return Finding("k-hat", grade, f"{text}: importance weights and what rests on them cannot be used", RICHER)
 
     def _by_row(self, rows: Tensor) -> Finding:

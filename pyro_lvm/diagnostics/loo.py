@@ -13,12 +13,10 @@ from torch import Tensor
 from pyro_lvm import plots
 from pyro_lvm.diagnostics.finding import Finding
 from pyro_lvm.diagnostics.weights import Weights
-from pyro_lvm.psis import smooth
+from pyro_lvm.psis import USEFUL, smooth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_MOST_K = 0.7
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class LOO:
     @property
     def num_unreliable(self) -> int:
         """Rows whose Pareto k is above 0.7."""
-        return int((self.pareto_k > _MOST_K).sum())
+        return int((self.pareto_k > USEFUL).sum())
 
     @property
     def grade(self) -> str:
@@ -56,7 +54,7 @@ class LOO:
         text = f"elpd_loo {self.elpd:.2f} +- {self.standard_error:.2f} nats, p_loo {self.p_loo:.2f}"
         if not self.num_unreliable:
             return [Finding("LOO", "good", text)]
-        text += f"; Pareto k above {_MOST_K} for {self.num_unreliable} of {len(self.rows)} rows"
+        text += f"; Pareto k above {USEFUL} for {self.num_unreliable} of {len(self.rows)} rows"
         return [Finding("LOO", self.grade, text, "the score of rows held out of the fit: result.score(*held_out)")]
 
     def plot(self, ax: Axes | None = None) -> Axes:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_lvm import plots
 from pyro_lvm.diagnostics.finding import GRADES, RICHER, Finding
-from pyro_lvm.diagnostics.numbers import table
+from pyro_lvm.diagnostics.table import table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

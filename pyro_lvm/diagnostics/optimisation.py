@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from pyro_lvm import plots
 from pyro_lvm.diagnostics.finding import Finding
 from pyro_lvm.em.result import EMResult
-from pyro_lvm.importance import Estimate, log_weights
+from pyro_lvm.importance import Estimate, log_weights, mean_of
 from pyro_lvm.params import without_events
 from pyro_lvm.result import Result
 from pyro_lvm.svi.result import SVIResult
@@ -68,12 +68,7 @@ class Optimisation:
                 f"averaged over the last quarter, the parameters are better by {_told(self.jitter)} than the last ones"
             )
             found.append(Finding("learning rate", "doubtful", f"{text}: it is too large", _LR))
-        for name, count in self.at_bound.items():
-            text = f"{count} elements of {name!r} are at the bound of their constraint"
-            found.append(
-                Finding("bounds", "doubtful", text, "another start, a prior that keeps it away, or fewer parts")
-            )
-        return found
+        return found + _bounds(self.at_bound, "another start, or a prior that keeps it away")
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The losses."""
@@ -127,15 +122,17 @@ class Iterations:
             )
             grade, advice = ("good", "") if same > 1 else ("doubtful", "more starts: num_restarts=")
             found.append(Finding("restarts", grade, text, advice))
-        for name, count in self.at_bound.items():
-            text = f"{count} elements of {name!r} are at the bound of their constraint"
-            found.append(Finding("bounds", "doubtful", text, "fewer components, or a prior"))
-        return found
+        return found + _bounds(self.at_bound, "fewer components, or a prior")
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The objective."""
         steps = range(len(self.objective))
         return plots.curves({"objective": (steps, self.objective)}, "iteration", "objective (nats)", ax=ax)
+
+
+def _bounds(at_bound: dict[str, int], advice: str) -> list[Finding]:
+    texts = [f"{count} elements of {name!r} are at the bound of their constraint" for name, count in at_bound.items()]
+    return [Finding("bounds", "doubtful", text, advice) for text in texts]
 
 
 def examine(result: Result) -> Optimisation | Iterations:
@@ -150,7 +147,7 @@ def examine(result: Result) -> Optimisation | Iterations:
         if path.complete:
             half = len(tail) // 2
             before, after = (_elbos(result, path.unflattened(part.mean(0))) for part in (tail[:half], tail[half:]))
-            drift, jitter = _mean(after - before), _mean(after - _elbos(result, result._values))
+            drift, jitter = mean_of(after - before), mean_of(after - _elbos(result, result._values))
     gain = Estimate(*improvement(result.losses)) if result.num_steps >= FEWEST else Estimate(torch.nan, torch.nan)
     unit = "" if "chi-square" in result.target else " nats"
     return Optimisation(gain, drift, jitter, tuple(path.names), rhat, _at_bound(result), result.losses, unit)
@@ -179,10 +176,6 @@ def _elbos(result: SVIResult, values: dict[str, Tensor]) -> Tensor:
 
 def _told(gain: Estimate) -> str:
     return f"{gain.value:+.2g} +- {gain.standard_error:.1g} nats"
-
-
-def _mean(values: Tensor) -> Estimate:
-    return Estimate(values.mean().item(), (values.std() / len(values) ** 0.5).item())
 
 
 def _at_bound(result: Result) -> dict[str, int]:
