@@ -163,6 +163,7 @@ def test_rows_whose_latents_hang_on_enumerated_sites_have_no_likelihood():
         draw_weighted(result, 20)
 
 
+@pytest.mark.slow
 def test_eight_schools_against_a_grid():
     """The schools' own effects have a closed form, and the two latents that are left a grid."""
     y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])

@@ -34,6 +34,7 @@ def checks(y, statistics=STATISTICS, calibrated=True):
     return check_predictions(*parts, calibrated).each
 
 
+@pytest.mark.slow
 def test_p_values_are_uniform_under_the_model():
     """Those over all draws crowd around one half, for a mean is always where it was fitted."""
     torch.manual_seed(0)
