@@ -27,6 +27,8 @@ GROUPS = {
     "unconstrained_posterior",
 }
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def az():

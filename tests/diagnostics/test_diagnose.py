@@ -102,12 +102,14 @@ def test_words_picture_and_page(tmp_path):
     assert "<iframe srcdoc=" in found._repr_html_()
 
 
+@pytest.mark.slow
 def test_the_same_seed_says_the_same():
     result = fitted(off(0.1, 1))
     assert str(lvm.diagnose(result, FEW, seed=3)) == str(lvm.diagnose(result, FEW, seed=3))
     assert str(lvm.diagnose(result, FEW, seed=3)) != str(lvm.diagnose(result, FEW, seed=4))
 
 
+@pytest.mark.slow
 def test_enumerated_sites_are_summed_out(clusters, fit):
     def mixture(x):
         with pyro.plate("components", 2):
@@ -124,6 +126,7 @@ def test_enumerated_sites_are_summed_out(clusters, fit):
     assert "Hamiltonian moves" in found.marginals.corrected
 
 
+@pytest.mark.slow
 def test_latents_of_rows_are_judged_row_by_row(fit):
     def nested(y):
         mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
@@ -258,6 +261,7 @@ def test_weighted_rows_have_another_posterior(tmp_path):
     assert lvm.diagnose(scaled, FEW).verdict == "not available"
 
 
+@pytest.mark.slow
 def test_a_variational_fit_by_em(clusters):
     mixture = lvm.models.BayesianGaussianMixture(2, 2).initialize(clusters)
     found = lvm.diagnose(lvm.fit_em(mixture, clusters), 50)
@@ -272,6 +276,7 @@ def test_one_row():
     assert found.to_html()
 
 
+@pytest.mark.slow
 def test_p_values_are_of_a_draw_of_the_posterior_and_not_of_the_guide():
     """A guide half an sd off has a good k-hat; over datasets, ranks by its own draws would not be uniform."""
     below = []

@@ -50,6 +50,7 @@ def result(rows):
     return fitted(two_locs, switching, rows)
 
 
+@pytest.mark.slow
 def test_labels_that_switch_are_found_and_put_right(result, rows):
     S = 1_000
     found = examine_mixture(result, S)

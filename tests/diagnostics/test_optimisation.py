@@ -70,6 +70,7 @@ def test_a_learning_rate_that_is_too_large(fit):
     assert found.jitter.value > 0.1
 
 
+@pytest.mark.slow
 def test_the_gain_of_averaging_is_that_of_the_elbo(fit):
     """With a conjugate model, the ELBO of a normal guide has a closed form."""
     result = fit(model, "mean_field", Y, num_steps=1_000, optim=0.3)
