@@ -204,7 +204,7 @@ def evidence(program: Program, values: Values, args: tuple[Any, ...], num_draws:
     if proposal == "prior":
         refuse_improper_priors(run)
     if not sites.latent:
-        exact = _totals(log_weights(program, values, args, 1))
+        exact = totals(log_weights(program, values, args, 1))
         return Evidence(exact.item(), 0.0, Estimate(exact.item(), 0.0), 1, exact)
     if proposal == "guide":
         trace = _guide_trace(program, values, args)
@@ -216,26 +216,26 @@ def evidence(program: Program, values: Values, args: tuple[Any, ...], num_draws:
     parts = itertools.chain([first], parts)
     by_cell = rows_are_cells(program, first[0], proposal)
     size = max(1, num_draws // _BOUND_GROUPS)
-    totals, bounds, outside = [], [], torch.zeros(())
+    joint, bounds, outside = [], [], torch.zeros(())
 
     def cells() -> Iterator[Tensor]:
         """Log-weights of each row, or of all rows together, in groups of the size of the bound's."""
         nonlocal outside
-        for group in _in_groups(rows_or_totals(), size):
+        for group in _in_groups(rows_or_joint(), size):
             yield group
             if len(group) == size:
                 bounds.append((group.double().logsumexp(0) - math.log(size)).sum() + outside)
 
-    def rows_or_totals() -> Iterator[Tensor]:
+    def rows_or_joint() -> Iterator[Tensor]:
         nonlocal outside
         for part in parts:
-            totals.append(_totals([part]))
+            joint.append(totals([part]))
             if by_cell:
                 assert part[1] is not None
                 outside = part[0][0].double()  # the same in every draw
                 yield part[1]
             else:
-                yield totals[-1]
+                yield joint[-1]
 
     value, error = log_mean_and_error(cells())
     spread = torch.stack(bounds)
@@ -245,7 +245,7 @@ def evidence(program: Program, values: Values, args: tuple[Any, ...], num_draws:
         standard_error=error.square().sum().sqrt().item(),
         lower_bound=Estimate(spread.mean().item(), bound_error.item()),
         bound_particles=size,
-        log_weights=torch.cat(totals),
+        log_weights=torch.cat(joint),
     )
 
 
@@ -264,7 +264,7 @@ def rows_are_cells(program: Program, outside: Tensor, proposal: str = "guide") -
     return separate and not drawn_jointly and torch.allclose(outside, outside[0], equal_nan=True)
 
 
-def _totals(parts: Iterable[tuple[Tensor, Tensor | None]]) -> Tensor:
+def totals(parts: Iterable[tuple[Tensor, Tensor | None]]) -> Tensor:
     """The joint log-weight of each draw."""
     return torch.cat([o.double() if rows is None else o.double() + rows.double().sum(-1) for o, rows in parts])
 

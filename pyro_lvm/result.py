@@ -21,7 +21,7 @@ from pyro_lvm.importance import Estimate, Evidence, evidence, score
 from pyro_lvm.params import Bound, Values
 from pyro_lvm.program import Program
 from pyro_lvm.resampling import resampled
-from pyro_lvm.sites import Uncondition, is_observed, prior_trace, refuse_improper_priors, sample_sites
+from pyro_lvm.sites import Uncondition, held_at, is_observed, prior_trace, refuse_improper_priors, sample_sites
 from pyro_lvm.statements import private_statements
 from pyro_lvm.vectorize import repeat
 
@@ -231,10 +231,7 @@ class Result:
         """The enumerated sites drawn beside given latents."""
         if not self._program.sites.enumerated:
             return latents
-        given = poutine.Trace()
-        for name, value in latents.items():
-            given.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
-        return latents | draw_enumerated(self._enumerated_trace(args, given))
+        return latents | draw_enumerated(self._enumerated_trace(args, held_at(latents)))
 
     def _enumerated_trace(self, args: tuple[Any, ...], latents: poutine.Trace) -> poutine.Trace:
         program = self._program

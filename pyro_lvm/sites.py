@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -123,6 +123,14 @@ def refuse_improper_priors(sites: dict[str, Site]) -> None:
 def sample_sites(trace: poutine.Trace) -> dict[str, Site]:
     """The sample sites of a trace by name."""
     return {name: site for name, site in trace.nodes.items() if site["type"] == "sample" and name not in ("_INPUT",)}
+
+
+def held_at(values: Mapping[str, Tensor]) -> poutine.Trace:
+    """A trace that holds latents at these values, for a program to replay."""
+    trace = poutine.Trace()
+    for name, value in values.items():
+        trace.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
+    return trace
 
 
 def is_enumerated(site: Site) -> bool:

@@ -14,7 +14,7 @@ from pyro_lvm.elbo.look import look
 from pyro_lvm.elbo.terms import masked, unscaled_log_prob
 from pyro_lvm.guides import is_delta, lacks_density
 from pyro_lvm.result import Draws, Result
-from pyro_lvm.sites import Site, sample_sites, sum_within_rows
+from pyro_lvm.sites import Site, held_at, sample_sites, sum_within_rows
 
 _FEW = 64  # rows that show what a program does
 
@@ -36,12 +36,12 @@ class Amortized:
 
     def guide(self, args: tuple[Any, ...], latents: Mapping[str, Tensor] | None = None) -> dict[str, Site]:
         """The guide's sites on some rows, at draws or at given latents."""
-        guide = poutine.replay(self._result.guide, trace=_as_trace(latents or {}))
+        guide = poutine.replay(self._result.guide, trace=held_at(latents or {}))
         return self._sites(poutine.trace(guide).get_trace(*args, **self._kwargs))
 
     def model(self, args: tuple[Any, ...], latents: Mapping[str, Tensor]) -> dict[str, Site]:
         """The model's sites on some rows, at given latents."""
-        model = poutine.replay(self._result.model, trace=_as_trace(latents))
+        model = poutine.replay(self._result.model, trace=held_at(latents))
         return self._sites(poutine.trace(model).get_trace(*args, **self._kwargs))
 
     def values(self, sites: Mapping[str, Site]) -> Draws:
@@ -98,10 +98,3 @@ def is_amortized(result: Result) -> bool:
     latents = [trace.nodes[name] for name in sites.latent]
     plain = all(s["mask"] is None and not is_delta(s) and not s["fn"].support.is_discrete for s in latents)
     return plain and not lacks_density(program.guide, trace, sites.latent)
-
-
-def _as_trace(values: Mapping[str, Tensor]) -> poutine.Trace:
-    trace = poutine.Trace()
-    for name, value in values.items():
-        trace.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
-    return trace

@@ -74,10 +74,13 @@ def _moved(result: Result, latents: Draws) -> Draws | None:
         density = target.traced(start)
     except (ValueError, NotCompilable):
         return None
-    start = start[torch.isfinite(start).all(-1) & torch.isfinite(density(start)[0])]
-    if len(start) < _FEWEST_CHAINS:
+    finite = torch.isfinite(start).all(-1) & torch.isfinite(density(start)[0])
+    if finite.sum() < _FEWEST_CHAINS:
         return None
-    chains = run_chains(target.traced(start), start, _WARMUP, _KEPT)
+    if not finite.all():
+        start = start[finite]
+        density = target.traced(start)
+    chains = run_chains(density, start, _WARMUP, _KEPT)
     if chains.acceptance < _FEWEST_ACCEPTED:
         return None
     return target.draws(chains.draws.flatten(0, 1))

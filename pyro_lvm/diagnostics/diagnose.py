@@ -95,9 +95,9 @@ def diagnose(
             parts["loo"] = leave_one_out(drawn)
         except ValueError as error:
             missing["LOO"] = str(error)
+        if parts["loo"] is not None and parts["loo"].grade == "bad":
+            drawn, missing["calibration"] = drawn._replace(rows=None), "too many rows cannot be left out by weights"
     ranked, checks = examine_predictions(result, drawn, useful, checked, seed)
-    if parts["loo"] is not None and parts["loo"].grade == "bad":
-        ranked, missing["calibration"] = (), "too many rows cannot be left out by weights"
     return Diagnosis(
         fit=str(result).splitlines()[0],
         optimisation=examine(result),

@@ -8,15 +8,13 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyro_lvm.elbo.contraction import log_density, responsibilities
 from pyro_lvm.elbo.terms import by_row
+from pyro_lvm.em.matching import Axes, permuted
 from pyro_lvm.result import Draws, Result
-from pyro_lvm.sites import prior_trace, sample_sites
-
-Dims = dict[str, tuple[int, ...]]
+from pyro_lvm.sites import held_at, prior_trace, sample_sites
 
 _MOST_CANDIDATES = 8  # of which all subsets may be tried
 _TOLERANCE = 1e-4  # what float32 leaves of sums in another order
@@ -40,7 +38,7 @@ def shared_latents(result: Result) -> list[str]:
     return [name for name in sites.latent if name not in sites.local]
 
 
-def component_dims(result: Result, site: str, seed: int | None = None) -> Dims | None:
+def component_dims(result: Result, site: str, seed: int | None = None) -> Axes | None:
     """The dimensions of what all rows share that count the states of an enumerated site.
 
     The fewest are taken whose permutation permutes the rows' responsibilities and leaves the joint density alone, with
@@ -73,7 +71,7 @@ def component_dims(result: Result, site: str, seed: int | None = None) -> Dims |
         for chosen in _subsets(places):
             dims = {name: tuple(dim for n, dim in chosen if n == name) for name in dict.fromkeys(n for n, _ in chosen)}
             for order in orders:
-                moved = _permuted(latents, dims, order)
+                moved = permuted(latents, dims, order)
                 if not all(support[name].check(moved[name]).all() for name in dims):
                     break  # as of a covariance whose rows alone are permuted
                 if not _agree(before, _look(result, args, site, moved), order):
@@ -87,21 +85,11 @@ def _subsets(places: list[tuple[str, int]]) -> Iterator[tuple[tuple[str, int], .
     return itertools.chain.from_iterable(itertools.combinations(places, n) for n in range(1, len(places) + 1))
 
 
-def _permuted(latents: Draws, dims: Dims, order: Tensor) -> Draws:
-    found = dict(latents)
-    for name, along in dims.items():
-        for dim in along:
-            found[name] = found[name].index_select(dim, order.to(found[name].device))
-    return found
-
-
 def _look(result: Result, args: tuple[Any, ...], site: str, latents: Draws) -> tuple[Tensor, Tensor, Tensor]:
     """The joint density outside the rows and in each, and responsibilities ``[N, K]``, at given latents."""
-    plate, given = result._program.sites.row_plate, poutine.Trace()
+    plate = result._program.sites.row_plate
     assert plate is not None
-    for name, value in latents.items():
-        given.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
-    trace = result._enumerated_trace(args, given)
+    trace = result._enumerated_trace(args, held_at(latents))
     outside, rows = by_row(log_density(trace), (plate.name,))
     assert rows is not None
     return outside, rows, responsibilities(trace)[site].reshape(len(rows), -1)

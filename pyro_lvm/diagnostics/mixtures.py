@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_lvm import plots
 from pyro_lvm.checks import check_count, check_seed
-from pyro_lvm.diagnostics.exchangeable import Dims, component_dims, component_site, shared_latents
+from pyro_lvm.diagnostics.exchangeable import component_dims, component_site, shared_latents
 from pyro_lvm.diagnostics.finding import Finding
 from pyro_lvm.diagnostics.relabelling import Relabelled, relabel
 from pyro_lvm.elbo.contraction import responsibilities
@@ -39,7 +39,7 @@ class Components:
 
     site: str
     rows: Tensor = field(repr=False, compare=False)
-    dims: Dims | None
+    dims: dict[str, tuple[int, ...]] | None
     relabelled: Relabelled = field(repr=False, compare=False)
 
     @property

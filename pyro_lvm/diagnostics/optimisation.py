@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from pyro_lvm import plots
 from pyro_lvm.diagnostics.finding import Finding
 from pyro_lvm.em.result import EMResult
-from pyro_lvm.importance import Estimate, log_weights, mean_of
+from pyro_lvm.importance import Estimate, log_weights, mean_of, totals
 from pyro_lvm.params import without_events
 from pyro_lvm.result import Result
 from pyro_lvm.svi.result import SVIResult
@@ -170,8 +170,7 @@ def _elbos(result: SVIResult, values: dict[str, Tensor]) -> Tensor:
     program = result._program
     values = {name: values.get(name, v).to(v) for name, v in result._values.items()}
     with result._quiet(None):
-        found = log_weights(program, values, result._arguments(()), _NUM_DRAWS)
-        return torch.cat([o.double() if rows is None else o.double() + rows.double().sum(-1) for o, rows in found])
+        return totals(log_weights(program, values, result._arguments(()), _NUM_DRAWS))
 
 
 def _told(gain: Estimate) -> str:

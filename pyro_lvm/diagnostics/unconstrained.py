@@ -6,15 +6,14 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_lvm import tracing
-from pyro_lvm.elbo.contraction import enumerate_model, log_density
+from pyro_lvm.elbo.contraction import log_density
 from pyro_lvm.elbo.terms import by_row
 from pyro_lvm.result import Draws, Result
-from pyro_lvm.sites import Site, prior_trace, sample_sites
+from pyro_lvm.sites import Site, held_at, prior_trace, sample_sites
 from pyro_lvm.vectorize import LargestTensor
 
 
@@ -59,14 +58,12 @@ class Unconstrained:
 
     def log_density(self, point: Tensor) -> Tensor:
         """log p(x, z) and the log-determinant of the way from unconstrained space, of one point ``[D]``, in nats."""
-        program, given, jacobian = self._result._program, poutine.Trace(), point.new_zeros(())
+        values, jacobian = dict[str, Tensor](), point.new_zeros(())
         for name, value in self._split(point).items():
             transform = self._transforms[name]
-            constrained = transform(value)
-            jacobian = jacobian + transform.log_abs_det_jacobian(value, constrained).sum()
-            given.add_node(name, name=name, type="sample", value=constrained, is_observed=False, infer={})
-        nesting = program.max_plate_nesting
-        trace = enumerate_model(self._result.model, self._args, program.model_kwargs, nesting, given)
+            values[name] = transform(value)
+            jacobian = jacobian + transform.log_abs_det_jacobian(value, values[name]).sum()
+        trace = self._result._enumerated_trace(self._args, held_at(values))
         return by_row(log_density(trace), ())[0] + jacobian
 
     def value_and_gradient(self, points: Tensor) -> list[Tensor]:

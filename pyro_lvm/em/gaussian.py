@@ -15,7 +15,7 @@ from pyro_lvm.elbo.contraction import enumerate_model
 from pyro_lvm.elbo.terms import masked, unscaled_log_prob
 from pyro_lvm.em.use import depends_on
 from pyro_lvm.params import is_real
-from pyro_lvm.sites import RowPlate, Site, plate_nesting, prior_trace, sample_sites
+from pyro_lvm.sites import RowPlate, Site, held_at, plate_nesting, prior_trace, sample_sites
 
 _ROUNDINGS = {torch.float64: 1e4, torch.float32: 1e2}  # by which numbers differ that are alike
 _PROBES = 2
@@ -159,9 +159,7 @@ class GaussianLatents:
 
     def trace(self, vectors: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> poutine.Trace:
         """The model with its latents at these vectors, hidden from the handlers around."""
-        held = poutine.Trace()
-        for name, value in self.values(vectors).items():
-            held.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
+        held = held_at(self.values(vectors))
         with poutine.block(hide_types=["sample", "observe"]):
             return enumerate_model(self.model, args, kwargs, self._nesting, held)
 

@@ -28,6 +28,7 @@ from pyro_lvm.sites import (
     Site,
     draw_or_feasible,
     find_row_plate,
+    held_at,
     is_observed,
     prior_trace,
     refuse_random_rows,
@@ -142,9 +143,7 @@ class EMProgram:
 
     def trace(self, theta: Theta, batch: Batch) -> poutine.Trace:
         """The model on some rows with its latents in parallel, or held, and its parameters at ``theta``."""
-        program, held = self.program, poutine.Trace()
-        for name, value in batch.values.items():
-            held.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
+        program, held = self.program, held_at(batch.values)
         bound = program.bind(theta, self.model)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Encountered (NaN|[+-]inf)", UserWarning)  # as under a mask
