@@ -94,7 +94,7 @@ def diagnose(
             drawn = _by_row(result, drawn, min(num_draws, _NUM_LOO), seed)
             parts["loo"] = leave_one_out(drawn)
         except ValueError as error:
-            missing["LOO"] = str(error)
+            drawn, missing["LOO"] = drawn._replace(rows=None), str(error)
         if parts["loo"] is not None and parts["loo"].grade == "bad":
             drawn, missing["calibration"] = drawn._replace(rows=None), "too many rows cannot be left out by weights"
     ranked, checks = examine_predictions(result, drawn, useful, checked, seed)

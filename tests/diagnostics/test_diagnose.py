@@ -153,6 +153,20 @@ def test_a_vae_has_rows_and_no_shared_posterior(fit):
     assert not any(check.calibrated for check in found.checks.each)
 
 
+def test_rows_that_cannot_be_left_out_have_no_place_among_the_others(fit):
+    """Each row has a number and a latent of its own, and nothing that is drawn is shared."""
+
+    def local(y):
+        shift = pyro.param("shift", torch.tensor(0.0))
+        with pyro.plate("rows", len(y)):
+            z = pyro.sample("z", dist.Normal(shift, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    found = lvm.diagnose(fit(local, "mean_field", torch.cat([Y, Y]), num_steps=50), FEW)
+    assert "LOO" in found.not_available
+    assert found.pit == ()
+
+
 def test_fits_to_points_have_no_posterior(fit):
     found = lvm.diagnose(fit(model, "map", Y, num_steps=300), FEW)
     assert found.verdict == "not available"
