@@ -18,7 +18,7 @@ from sklearn.datasets import load_breast_cancer
 
 import pyro_lvm as lvm
 from pyro_lvm.diagnostics.loo import leave_one_out
-from pyro_lvm.diagnostics.weights import draw_weighted
+from pyro_lvm.verdict.weights import draw_weighted
 
 EFFECTS = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 ERRORS = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])

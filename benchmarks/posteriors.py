@@ -14,7 +14,7 @@ import torch
 from posteriordb_models import MODELS, TUNED, load
 
 import pyro_lvm as lvm
-from pyro_lvm.diagnostics.marginals import MOST_MEAN_ERROR, MOST_SD_ERROR
+from pyro_lvm.verdict.marginals import MOST_MEAN_ERROR, MOST_SD_ERROR
 
 LEARNING_RATES = {"flow": 0.01}  # 0.05 of the others
 

@@ -49,6 +49,8 @@ ORDER = (
     "resampling",
     "plots",
     "result",
+    "draws",
+    "verdict",
     "svi",
     "em",
     "load",

@@ -6,8 +6,8 @@ from typing import Any
 
 from pyro_lvm.checks import check_count
 from pyro_lvm.diagnostics.agreement import Agreement, compare
-from pyro_lvm.diagnostics.draws import posterior_draws
 from pyro_lvm.diagnostics.reference_draws import draws_by_name
+from pyro_lvm.draws import posterior_draws
 from pyro_lvm.result import Result
 
 

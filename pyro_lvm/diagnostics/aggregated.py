@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pyro_lvm.diagnostics.amortized import Amortized
-from pyro_lvm.diagnostics.finding import Finding
 from pyro_lvm.importance import Estimate, mean_of
 from pyro_lvm.result import Draws
 from pyro_lvm.vectorize import repeat
+from pyro_lvm.verdict.finding import Finding
 
 _MOST_ROWS = 2_000  # that are mixed
 _NUM_PLACES = 500  # at which the mixture is evaluated

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import wasserstein_distance
 
 from pyro_lvm import plots
-from pyro_lvm.diagnostics.table import table
+from pyro_lvm.verdict.table import table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,11 +15,11 @@ from pyro_lvm import plots
 from pyro_lvm.checks import check_count
 from pyro_lvm.diagnostics.aggregated import Aggregated, aggregate
 from pyro_lvm.diagnostics.amortized import Amortized, is_amortized
-from pyro_lvm.diagnostics.finding import Finding
 from pyro_lvm.importance import Estimate, mean_of
 from pyro_lvm.result import Result
 from pyro_lvm.sites import Site
 from pyro_lvm.vectorize import repeat
+from pyro_lvm.verdict.finding import Finding
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from pyro_lvm.checks import check_count, check_seed
 from pyro_lvm.data import fingerprint
-from pyro_lvm.diagnostics.draws import sites_of
 from pyro_lvm.diagnostics.exchangeable import component_site, shared_latents
 from pyro_lvm.diagnostics.loo import LOO, leave_one_out
 from pyro_lvm.diagnostics.mixtures import examine_mixture
 from pyro_lvm.diagnostics.model_comparison import ComparedModel, ModelComparison
-from pyro_lvm.diagnostics.weights import draw_weighted
+from pyro_lvm.draws import sites_of
 from pyro_lvm.elbo.contraction import log_density
 from pyro_lvm.elbo.terms import by_row
 from pyro_lvm.guides import points
@@ -27,6 +26,7 @@ from pyro_lvm.params import leaves, num_free
 from pyro_lvm.psis import USEFUL, pareto_k
 from pyro_lvm.result import Result
 from pyro_lvm.sites import Site, sample_sites
+from pyro_lvm.verdict.weights import draw_weighted
 
 _NUM_LABELLINGS = 50  # draws in which labels are looked for
 

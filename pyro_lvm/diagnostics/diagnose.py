@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from pyro import poutine
-
 from pyro_lvm.checks import check_count, check_seed
 from pyro_lvm.diagnostics.codes import examine_codes
-from pyro_lvm.diagnostics.corrections import are_few, corrected
 from pyro_lvm.diagnostics.diagnosis import Diagnosis
-from pyro_lvm.diagnostics.draws import sites_of
-from pyro_lvm.diagnostics.khat import KHat
 from pyro_lvm.diagnostics.loo import leave_one_out
 from pyro_lvm.diagnostics.mixtures import examine_mixture
 from pyro_lvm.diagnostics.optimisation import examine
@@ -22,14 +16,11 @@ from pyro_lvm.diagnostics.predictive_checks import (
     Statistic,
 )
 from pyro_lvm.diagnostics.replications import examine_predictions
-from pyro_lvm.diagnostics.weights import Weights, draw_weighted
-from pyro_lvm.guides import lacks_density
-from pyro_lvm.importance import masked_apart, mean_of
-from pyro_lvm.psis import USEFUL, pareto_k
+from pyro_lvm.importance import mean_of
 from pyro_lvm.result import Result
+from pyro_lvm.verdict.judge import judge, lacks_posterior
+from pyro_lvm.verdict.weights import Weights, draw_weighted
 
-_RUNS = 5
-_NESTED = 10  # times fewer draws where the latents of each row are integrated out
 _NUM_LOO = 2_000
 _NUM_COMPONENTS = 200
 
@@ -82,14 +73,14 @@ def diagnose(
     missing: dict[str, str] = {}
     parts: dict[str, Any] = dict.fromkeys(("khat", "evidence", "elbo", "marginals", "loo"))
     drawn, useful = None, False
-    if reason := _no_density(result):
+    if reason := lacks_posterior(result):
         missing["posterior"] = reason
     else:
-        parts["khat"], drawn = _khat(result, num_draws, seed)
+        verdict = judge(result, num_draws, seed)
+        parts["khat"], parts["marginals"], drawn = verdict
+        useful = verdict.useful
         parts["evidence"] = evidence = result.evidence(len(drawn.joint), seed=seed)
         parts["elbo"] = mean_of(evidence.log_weights)
-        useful = parts["khat"].value < USEFUL
-        parts["marginals"] = corrected(result, drawn, useful, seed)
         try:
             drawn = _by_row(result, drawn, min(num_draws, _NUM_LOO), seed)
             parts["loo"] = leave_one_out(drawn)
@@ -119,32 +110,6 @@ def _check_statistics(statistics: Any) -> Mapping[str, Statistic]:
         if not callable(statistic):
             raise TypeError(f"statistics: {name!r} must be a function; got {statistic!r}")
     return statistics
-
-
-def _no_density(result: Result) -> str:
-    """Why the fit has no posterior to judge; empty if it has one."""
-    program, args = result._program, result._arguments(())
-    if not program.sites.latent:
-        return "no latent is drawn by a guide"
-    if program.weighted or any(torch.as_tensor(site["scale"] != 1).any() for site in sites_of(result, args).values()):
-        return "rows or sites are weighted, and the guide is near another distribution than the posterior"
-    with result._quiet(None):
-        trace = poutine.trace(result.guide).get_trace(*args, **program.model_kwargs)
-        reason = lacks_density(program.guide, trace, program.sites.latent)
-        return reason or masked_apart(program, result._values, args, trace)
-
-
-def _khat(result: Result, num_draws: int, seed: int) -> tuple[KHat, Weights]:
-    """The Pareto k of five runs, and the draws of the first."""
-    sites = result._program.sites
-    shared = [name for name in sites.latent if name not in sites.local]
-    integrated = bool(sites.local_latent) and not are_few(draw_weighted(result, 1, seed, by_row=False).draws)
-    num_draws = max(1, num_draws // _NESTED) if integrated else num_draws
-    first = draw_weighted(result, num_draws, seed, by_row=integrated)
-    others = (draw_weighted(result, num_draws, seed + i, by_row=integrated) for i in range(1, _RUNS))
-    runs = [first.marginal, *(run.marginal for run in others)] if shared or not integrated else []
-    rows = None if first.own is None else torch.tensor([pareto_k(row) for row in first.own.unbind(1)])
-    return KHat(tuple(pareto_k(run) for run in runs), num_draws, integrated, rows), first
 
 
 def _by_row(result: Result, drawn: Weights, num_draws: int, seed: int) -> Weights:

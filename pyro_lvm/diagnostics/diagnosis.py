@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyro_lvm import files
 from pyro_lvm.diagnostics.codes import Codes
-from pyro_lvm.diagnostics.finding import GRADES, Finding
-from pyro_lvm.diagnostics.khat import KHat
 from pyro_lvm.diagnostics.loo import LOO
-from pyro_lvm.diagnostics.marginals import Marginals
 from pyro_lvm.diagnostics.mixtures import Components
 from pyro_lvm.diagnostics.optimisation import Iterations, Optimisation
 from pyro_lvm.diagnostics.page import page
@@ -21,6 +18,10 @@ from pyro_lvm.diagnostics.pit import PIT
 from pyro_lvm.diagnostics.predictive_checks import PredictiveChecks
 from pyro_lvm.importance import Estimate, Evidence
 from pyro_lvm.psis import USEFUL
+from pyro_lvm.verdict.finding import Finding
+from pyro_lvm.verdict.judge import grade_of
+from pyro_lvm.verdict.khat import KHat
+from pyro_lvm.verdict.marginals import Marginals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,10 +68,7 @@ class Diagnosis:
         is off by more than a fifth. It is "unknown" where nothing tells, and "not available" of a fit that has no
         posterior.
         """
-        grades = [] if self.marginals is None else [self.marginals.grade]
-        if self.khat is not None and self.khat.rows is not None:
-            grades.append(self.khat.findings()[-1].grade)
-        return max(grades, key=GRADES.index) if grades else "not available" if self.khat is None else "unknown"
+        return grade_of(self.khat, self.marginals)
 
     def findings(self) -> list[Finding]:
         """Everything that was found, each with its figure."""

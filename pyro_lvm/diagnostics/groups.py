@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pyro_lvm.diagnostics.arviz_versions import Variable
 from pyro_lvm.diagnostics.dims import SAMPLE_DIMS, Axis, DimNames, axes
-from pyro_lvm.diagnostics.draws import EvaluatedDraws
 from pyro_lvm.diagnostics.moments import Moments
+from pyro_lvm.draws import EvaluatedDraws
 from pyro_lvm.program import Program
 from pyro_lvm.result import Draws
 from pyro_lvm.sites import Site

@@ -13,11 +13,11 @@ from torch import Tensor
 from pyro_lvm import plots
 from pyro_lvm.checks import check_count, check_seed
 from pyro_lvm.diagnostics.exchangeable import component_dims, component_site, shared_latents
-from pyro_lvm.diagnostics.finding import Finding
 from pyro_lvm.diagnostics.relabelling import Relabelled, relabel
 from pyro_lvm.elbo.contraction import responsibilities
 from pyro_lvm.result import Draws, Result
 from pyro_lvm.vectorize import repeat
+from pyro_lvm.verdict.finding import Finding
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

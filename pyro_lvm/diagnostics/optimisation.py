@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_lvm import plots
-from pyro_lvm.diagnostics.finding import Finding
 from pyro_lvm.em.result import EMResult
 from pyro_lvm.importance import Estimate, log_weights, mean_of, totals
 from pyro_lvm.params import without_events
 from pyro_lvm.result import Result
 from pyro_lvm.svi.result import SVIResult
 from pyro_lvm.svi.stopping import FEWEST, improvement
+from pyro_lvm.verdict.finding import Finding
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pyro_lvm.diagnostics.finding import GRADES, Finding
+from pyro_lvm.verdict.finding import GRADES, Finding
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from pyro_lvm import plots
-from pyro_lvm.diagnostics.finding import Finding
 from pyro_lvm.diagnostics.loo import left_out_weights, tail_probability
-from pyro_lvm.diagnostics.weights import Weights
+from pyro_lvm.verdict.finding import Finding
+from pyro_lvm.verdict.weights import Weights
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_lvm import plots
-from pyro_lvm.diagnostics.finding import Finding
+from pyro_lvm.verdict.finding import Finding
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_lvm.diagnostics.draws import replicated, sites_of
 from pyro_lvm.diagnostics.pit import PIT, pit
 from pyro_lvm.diagnostics.predictive_checks import (
     PredictiveChecks,
@@ -17,10 +16,11 @@ from pyro_lvm.diagnostics.predictive_checks import (
     check_predictions,
     quantities,
 )
-from pyro_lvm.diagnostics.weights import Weights
+from pyro_lvm.draws import replicated, sites_of
 from pyro_lvm.psis import smooth
 from pyro_lvm.result import Draws, Result
 from pyro_lvm.sites import Site
+from pyro_lvm.verdict.weights import Weights
 
 _MOST_DRAWS, _FEWEST_DRAWS = 2_000, 50
 _NUMBERS, _NUMBERS_AT_ONCE = 1_000_000_000, 20_000_000

@@ -9,7 +9,6 @@ from typing import Any
 from pyro_lvm.checks import check_count
 from pyro_lvm.diagnostics.arviz_versions import assemble
 from pyro_lvm.diagnostics.dims import DimNames, check_coords
-from pyro_lvm.diagnostics.draws import evaluate, predictions_at, prior_draws, sites_of
 from pyro_lvm.diagnostics.groups import (
     constant_data,
     of_draws,
@@ -20,6 +19,7 @@ from pyro_lvm.diagnostics.groups import (
 )
 from pyro_lvm.diagnostics.moments import moments
 from pyro_lvm.diagnostics.parameters import own_names, parameter_draws, sites_at_points
+from pyro_lvm.draws import evaluate, predictions_at, prior_draws, sites_of
 from pyro_lvm.em.bootstrap import bootstrap as replicates_of
 from pyro_lvm.result import Result
 from pyro_lvm.sites import lacks_prior

@@ -11,8 +11,8 @@ from scipy.stats import kstest
 
 import pyro_lvm as lvm
 from pyro_lvm.diagnostics.replications import examine_predictions
-from pyro_lvm.diagnostics.unconstrained import Unconstrained
-from pyro_lvm.diagnostics.weights import draw_weighted
+from pyro_lvm.verdict.unconstrained import Unconstrained
+from pyro_lvm.verdict.weights import draw_weighted
 
 N = 60
 Y = torch.randn(N, generator=torch.Generator().manual_seed(0)) + 2.0

@@ -9,7 +9,7 @@ import torch
 
 import pyro_lvm as lvm
 from pyro_lvm.diagnostics.loo import leave_one_out
-from pyro_lvm.diagnostics.weights import draw_weighted
+from pyro_lvm.verdict.weights import draw_weighted
 
 PRIOR, WITHIN, NOISE = 3.0, 0.7, 0.5
 S, SEEDS = 2_000, range(6)

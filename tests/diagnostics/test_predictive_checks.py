@@ -6,7 +6,7 @@ from scipy.stats import kstest
 
 from pyro_lvm.diagnostics.pit import pit
 from pyro_lvm.diagnostics.predictive_checks import STATISTICS, check_predictions, quantities
-from pyro_lvm.diagnostics.weights import Weights
+from pyro_lvm.verdict.weights import Weights
 
 S, N = 500, 40
 MODEL = torch.distributions.Normal

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from pyro_lvm.diagnostics.hmc import run_chains
-from pyro_lvm.diagnostics.marginals import of_chains
+from pyro_lvm.verdict.hmc import run_chains
+from pyro_lvm.verdict.marginals import of_chains
 
 
 def with_gradient(log_density):

@@ -1,4 +1,4 @@
-"""Small fits that the tests of diagnostics share. What they cost is paid once."""
+"""Small fits that several files of tests share. What they cost is paid once."""
 
 import pyro
 import pyro.distributions as dist

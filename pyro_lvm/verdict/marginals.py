@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from pyro_lvm import plots
-from pyro_lvm.diagnostics.finding import GRADES, RICHER, Finding
-from pyro_lvm.diagnostics.table import table
+from pyro_lvm.verdict.finding import GRADES, RICHER, Finding
+from pyro_lvm.verdict.table import table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import biject_to, constraints
 
 import pyro_lvm as lvm
-from pyro_lvm.diagnostics.unconstrained import Unconstrained
+from pyro_lvm.verdict.unconstrained import Unconstrained
 
 Y = torch.tensor([0.3, -1.2, 2.0])
 
@@ -70,7 +70,7 @@ def test_the_largest_tensor_is_that_of_the_sum_over_states(target):
     assert target.numbers(points()[0]) >= len(Y) * 3
 
 
-def test_discrete_latents_have_no_such_density(fit):
+def test_discrete_latents_have_no_such_density():
     def counted(y):
         n = pyro.sample("n", dist.Poisson(3.0))
         with pyro.plate("rows", len(y)):
@@ -80,4 +80,4 @@ def test_discrete_latents_have_no_such_density(fit):
         pyro.sample("n", dist.Poisson(pyro.param("rate", torch.tensor(3.0), constraint=constraints.positive)))
 
     with pytest.raises(ValueError, match="'n' is discrete"):
-        Unconstrained(fit(counted, guide, Y, num_steps=1))
+        Unconstrained(lvm.fit(counted, guide, Y, num_steps=1, progress=False))

@@ -5,8 +5,8 @@ import pytest
 from matplotlib.figure import Figure
 from scipy.stats import norm
 
-from pyro_lvm.diagnostics.marginals import Marginals, Moments, of_chains, of_weighted
-from pyro_lvm.diagnostics.table import table
+from pyro_lvm.verdict.marginals import Marginals, Moments, of_chains, of_weighted
+from pyro_lvm.verdict.table import table
 
 
 def moments(mean, sd, mean_error=0.0, sd_error=0.0):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pyro_lvm.diagnostics.draws import with_deterministic
-from pyro_lvm.diagnostics.hmc import run_chains
-from pyro_lvm.diagnostics.marginals import Marginals, Moments, columns, of_chains, of_weighted
-from pyro_lvm.diagnostics.unconstrained import Unconstrained
-from pyro_lvm.diagnostics.weights import Weights
+from pyro_lvm.draws import with_deterministic
 from pyro_lvm.psis import smooth
 from pyro_lvm.result import Draws, Result
 from pyro_lvm.tracing import NotCompilable
+from pyro_lvm.verdict.hmc import run_chains
+from pyro_lvm.verdict.marginals import Marginals, Moments, columns, of_chains, of_weighted
+from pyro_lvm.verdict.unconstrained import Unconstrained
+from pyro_lvm.verdict.weights import Weights
 
 WEIGHTS, MOVES = "importance weights", "Hamiltonian moves"
 MOST_LATENTS = 1_000  # numbers of a fit whose draws are moved

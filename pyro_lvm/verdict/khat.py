@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from pyro_lvm import plots
-from pyro_lvm.diagnostics.finding import RICHER, Finding
 from pyro_lvm.psis import USEFUL
+from pyro_lvm.verdict.finding import RICHER, Finding
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

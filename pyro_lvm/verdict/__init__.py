@@ -1,0 +1,1 @@
+"""Whether the means and standard deviations of a guide can be trusted."""
