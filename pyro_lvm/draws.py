@@ -64,7 +64,8 @@ def posterior_draws(result: Result, num_draws: int, seed: int | None) -> Draws:
     """
     args = result._arguments(())
     with result._quiet(seed):
-        return repeat(lambda: _described(result, args, result._latents(args)[0]), num_draws)
+        proposed = result._proposed(args, num_draws, result.resamples)
+        return repeat(lambda given: _described(result, args, result._latents(args, given)[0]), num_draws, proposed)
 
 
 def with_deterministic(result: Result, latents: Draws, most: int) -> Draws:
@@ -132,7 +133,7 @@ def prior_draws(result: Result, num_draws: int, seed: int | None) -> Draws:
 def predictions_at(result: Result, args: tuple[Any, ...], params: Draws, seed: int | None) -> Draws:
     """Draws of every observed site for new inputs, one at each of some parameters ``[S, ...]``."""
     with result._quiet(seed):
-        return repeat(lambda at: _moved(result, at)._predict(args), len(next(iter(params.values()))), params)
+        return repeat(lambda at: _moved(result, at)._predict(args, {}), len(next(iter(params.values()))), params)
 
 
 def _moved(result: Result, params: Draws) -> Result:
@@ -164,9 +165,9 @@ def evaluate(result: Result, num_draws: int, seed: int | None, params: Draws | N
     kwargs, row_plate, args = program.model_kwargs, program.sites.row_plate, result._arguments(())
     params = params or {}
 
-    def draw(at: Draws) -> tuple[Draws, Tensor, Draws]:
+    def draw(at: Draws, given: Draws) -> tuple[Draws, Tensor, Draws]:
         here = _moved(result, at)
-        values, guide = here._latents(args)
+        values, guide = here._latents(args, given)
         summed_out = {"log_weight": _weight(here, args, guide)} if program.sites.enumerated else {}
         return values, _total(_run_sites(guide)), summed_out
 
@@ -187,14 +188,15 @@ def evaluate(result: Result, num_draws: int, seed: int | None, params: Draws | N
         )
 
     with result._quiet(seed):
-        values, log_guide, summed_out = repeat(draw, num_draws, params)
+        proposed = result._proposed(args, num_draws, result.resamples)
+        values, log_guide, summed_out = repeat(draw, num_draws, params, proposed)
         with torch.no_grad(), pyro.validation_enabled(False):
             sites = run(*({name: value[0] for name, value in draws.items()} for draws in (values, params)))
         refuse_random_rows(sites)
         observed = program.sites.observed
         drawn, unconstrained, predictions, log_likelihood, log_joint = repeat(describe, num_draws, values, params)
         with torch.no_grad():
-            reason = lacks_density(program.guide, result._latents(args)[1], program.sites.latent)
+            reason = lacks_density(program.guide, result._latents(args, {})[1], program.sites.latent)
         reason = reason if program.sites.latent else "the guide draws no site"
         log_weights = summed_out.get("log_weight", log_joint - log_guide)
         return EvaluatedDraws(

@@ -14,14 +14,15 @@ from pyro_lvm.importance import masked_apart, rows_are_cells, weigh
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
 from pyro_lvm.psis import USEFUL, smooth
-from pyro_lvm.sites import Site
+from pyro_lvm.sites import Site, sample_sites
 from pyro_lvm.vectorize import repeat
 
+_A_LOOK = 10  # draws that show whether rows can be taken one by one
 _PROPOSED, _FEWEST = 10, 1_000  # draws of the guide for each that is kept, and for all of them
 
 
 def resampled(program: Program, values: Values, args: tuple[Any, ...], num_draws: int) -> dict[str, Tensor]:
-    """Draws of the guide's latents, ``[S, ...]``, each as often as its weight says.
+    """Draws of all sites of the guide, ``[S, ...]``, each as often as its weight says.
 
     Where every latent belongs to a row, rows are resampled one by one.
 
@@ -36,18 +37,24 @@ def resampled(program: Program, values: Values, args: tuple[Any, ...], num_draws
     if reason:
         raise ValueError(f"correct='psis' weights draws by the guide's density, but {reason}")
 
-    def once() -> dict[str, Any]:
+    def weighed() -> tuple[poutine.Trace, Tensor, Tensor | None]:
         drawn = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
-        outside, rows = weigh(program, model, args, drawn)
-        found = {"latents": {name: drawn.nodes[name]["value"] for name in latent}, "outside": outside.double()}
-        return found if rows is None else found | {"rows": rows.double()}
+        return drawn, *weigh(program, model, args, drawn)
 
-    proposed = repeat(once, max(_FEWEST, _PROPOSED * num_draws))
-    draws, outside, rows = proposed["latents"], proposed["outside"], proposed.get("rows")
-    if rows is None or not rows_are_cells(program, outside):
-        chosen = _chosen(outside if rows is None else outside + rows.sum(-1), num_draws, "")
+    by_row = rows_are_cells(program, repeat(lambda: weighed()[1], _A_LOOK))
+
+    def once() -> tuple[dict[str, Tensor], Tensor]:
+        drawn, outside, rows = weighed()
+        draws = {name: site["value"] for name, site in sample_sites(drawn).items()}
+        if rows is None:
+            return draws, outside.double()
+        return draws, rows.double() if by_row else outside.double() + rows.double().sum()
+
+    draws, log_weights = repeat(once, max(_FEWEST, _PROPOSED * num_draws))
+    if not by_row:
+        chosen = _chosen(log_weights, num_draws, "")
         return {name: value[chosen] for name, value in draws.items()}
-    index = torch.stack([_chosen(row, num_draws, f" of row {i}") for i, row in enumerate(rows.unbind(-1))], -1)
+    index = torch.stack([_chosen(row, num_draws, f" of row {i}") for i, row in enumerate(log_weights.unbind(-1))], -1)
     return {name: _of_rows(value, index, _row_dim(program, trace.nodes[name])) for name, value in draws.items()}
 
 

@@ -37,7 +37,10 @@ class Result:
         seconds: Wall-clock time of the fit.
         converged: Whether the objective had levelled off.
         seed: The seed of the fit; draws without a ``seed=`` of their own use it too.
+        resamples: Whether draws are resampled towards the posterior by Pareto-smoothed importance weights.
     """
+
+    resamples = False
 
     def __init__(
         self, program: Program, values: Values, *, num_steps: int, seconds: float, converged: bool, seed: int
@@ -80,10 +83,8 @@ class Result:
             check_choice("correct", correct, ("psis",))
         args = self._arguments((), needs_rows=bool(sites.local_latent or sites.enumerated or correct))
         with self._quiet(seed):
-            if correct is None:
-                return repeat(lambda: self._latents(args)[0], num_draws)
-            draws = resampled(self._program, self._values, args, num_draws)
-            return repeat(lambda values: self._with_enumerated(args, values), num_draws, draws)
+            proposed = self._proposed(args, num_draws, self.resamples or correct is not None)
+            return repeat(lambda given: self._latents(args, given)[0], num_draws, proposed)
 
     def posterior(self, *data: Any, num_draws: int = 1_000) -> dict[str, dist.Distribution]:
         """The posterior of each latent site as a distribution, where there is one in closed form.
@@ -132,7 +133,8 @@ class Result:
         num_draws = check_count("num_draws", num_draws)
         args = self._arguments(inputs)
         with self._quiet(seed):
-            return repeat(lambda: self._predict(args), num_draws)
+            proposed = self._proposed(self._program.data.args, num_draws, self.resamples)
+            return repeat(lambda given: self._predict(args, given), num_draws, proposed)
 
     def score(self, *data: Any, num_draws: int = 1_000, seed: int | None = None) -> Estimate:
         """log p(x_i) of each row, in nats.
@@ -219,9 +221,18 @@ class Result:
         stack.enter_context(self._program.parameters.evaluating())
         return stack
 
-    def _latents(self, args: tuple[Any, ...]) -> tuple[Draws, poutine.Trace]:
+    def _proposed(self, args: tuple[Any, ...], num_draws: int, resample: bool) -> Draws:
+        """The sites of the guide ``[S, ...]`` at which draws are to be taken; none, if the guide is to draw them."""
+        return resampled(self._program, self._values, args, num_draws) if resample else {}
+
+    def _guide_at(self, args: tuple[Any, ...], given: Draws) -> poutine.Trace:
+        """A run of the guide, some of its sites given."""
+        guide = poutine.replay(self.guide, trace=held_at(given)) if given else self.guide
+        return poutine.trace(guide).get_trace(*args, **self._program.model_kwargs)
+
+    def _latents(self, args: tuple[Any, ...], given: Draws) -> tuple[Draws, poutine.Trace]:
         """One draw of the guide's sites, and of the enumerated ones given those; and the guide's trace."""
-        trace = poutine.trace(self.guide).get_trace(*args, **self._program.model_kwargs)
+        trace = self._guide_at(args, given)
         values = {name: trace.nodes[name]["value"] for name in self._program.sites.latent}
         if self._program.sites.enumerated:
             values |= draw_enumerated(self._enumerated_trace(args, trace))
@@ -247,7 +258,7 @@ class Result:
         means = repeat(once, num_draws if self._program.sites.latent else 1)
         return {name: probs.mean(0) for name, probs in means.items()}
 
-    def _predict(self, args: tuple[Any, ...]) -> Draws:
+    def _predict(self, args: tuple[Any, ...], given_sites: Draws) -> Draws:
         sites, kwargs, fitted = self._program.sites, self._program.model_kwargs, self._program.data.args
         blank = prior_trace(self.model, *args, **kwargs)
         absent = [name for name in sites.observed if name not in blank.nodes]
@@ -259,7 +270,7 @@ class Result:
         given = all(blank.nodes[name]["is_observed"] for name in sites.observed)
         amortized = given and bool(sites.local_latent) and not self._program.covers_fitted_rows_only
         guide_args = args if amortized else fitted
-        trace = poutine.trace(self.guide).get_trace(*guide_args, **kwargs)
+        trace = self._guide_at(guide_args, given_sites)
         for name in sites.local_latent if guide_args is not args else ():
             trace.remove_node(name)
         if given and sites.enumerated:

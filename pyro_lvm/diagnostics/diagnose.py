@@ -76,7 +76,7 @@ def diagnose(
     if reason := lacks_posterior(result):
         missing["posterior"] = reason
     else:
-        verdict = judge(result, num_draws, seed)
+        verdict = judge(result, num_draws, seed, result.resamples)
         parts["khat"], parts["marginals"], drawn = verdict
         useful = verdict.useful
         parts["evidence"] = evidence = result.evidence(len(drawn.joint), seed=seed)

@@ -55,7 +55,7 @@ def component_dims(result: Result, site: str, seed: int | None = None) -> Axes |
     """
     args = result._arguments(())
     with result._quiet(seed), torch.no_grad(), pyro.validation_enabled(False):
-        latents = {n: v for n, v in result._latents(args)[0].items() if n in result._program.sites.latent}
+        latents = {n: v for n, v in result._latents(args, {})[0].items() if n in result._program.sites.latent}
         before = _look(result, args, site, latents)
         sites = sample_sites(prior_trace(result.model, *args, **result._program.model_kwargs))
         support = {name: sites[name]["fn"].support for name in shared_latents(result)}

@@ -24,17 +24,19 @@ _FEWEST_ACCEPTED = 0.4  # of chains that adapt their step to 0.8
 _ROUNDING = 1e-6  # by which constant numbers may vary, relative to their size
 
 
-def corrected(result: Result, weights: Weights, useful: bool, seed: int) -> Marginals | None:
+def corrected(result: Result, weights: Weights, useful: bool, seed: int, resamples: bool = False) -> Marginals | None:
     """Grade the marginals of what a guide draws, of the deterministic sites that follow, too.
 
     Weights are used if they are useful; moves are made if there are at most 1,000 latent numbers, and a run of the
     model is small. Latents of rows that are too many for either are passed over, and so are numbers that never vary.
+    Draws that are resampled by their weights are graded by the moves.
 
     Args:
         result: The fit.
         weights: Draws of the guide, and what they weigh.
         useful: Whether the k-hat allows to use the weights.
         seed: Of the moves.
+        resamples: Whether the fit's draws are to be resampled by their weights, if these are useful.
 
     Returns:
         The marginals, with no correction if there is none; None if there is nothing to grade.
@@ -47,20 +49,21 @@ def corrected(result: Result, weights: Weights, useful: bool, seed: int) -> Marg
             latents = {name: draws for name, draws in latents.items() if name not in local}
         if not latents or _size(latents) > MOST_LATENTS:
             return None
-        own = with_deterministic(result, latents, MOST_LATENTS) if jointly else latents
-        names, draws = columns(own)
+        names, draws = columns(with_deterministic(result, latents, MOST_LATENTS) if jointly else latents)
         moved = None if chains is None else columns(with_deterministic(result, chains, MOST_LATENTS))[1]
     varies = np.flatnonzero(np.ptp(draws, axis=0) > _ROUNDING * abs(draws).max(0))
     if not len(varies):
         return None
     found: dict[str, Moments] = {}
+    own = of_weighted(draws[:, varies], np.full(len(draws), 1 / len(draws)))
     if useful:
         log_weights = smooth(weights.joint if jointly else weights.marginal).log_weights
         found[WEIGHTS] = of_weighted(draws[:, varies], log_weights.exp().numpy())
     if moved is not None:
         found[MOVES] = of_chains(moved[:, varies].reshape(_KEPT, -1, len(varies)))
-    even = np.full(len(draws), 1 / len(draws))
-    return Marginals(tuple(names[i] for i in varies), of_weighted(draws[:, varies], even), found)
+        if useful and resamples:
+            own = found.pop(WEIGHTS)
+    return Marginals(tuple(names[i] for i in varies), own, found)
 
 
 def _moved(result: Result, latents: Draws) -> Draws | None:

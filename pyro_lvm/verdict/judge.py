@@ -40,6 +40,11 @@ class Verdict(NamedTuple):
         """Whether weights can correct the guide."""
         return self.khat.value < USEFUL
 
+    @property
+    def grade(self) -> str:
+        """The verdict in a word."""
+        return grade_of(self.khat, self.marginals)
+
 
 def grade_of(khat: KHat | None, marginals: Marginals | None) -> str:
     """The verdict in a word; see :attr:`pyro_lvm.diagnostics.diagnosis.Diagnosis.verdict`."""
@@ -49,10 +54,17 @@ def grade_of(khat: KHat | None, marginals: Marginals | None) -> str:
     return max(grades, key=GRADES.index) if grades else "not available" if khat is None else "unknown"
 
 
-def judge(result: Result, num_draws: int, seed: int) -> Verdict:
-    """Weigh a guide that has a density; five runs of ``num_draws``, and fewer where rows' latents are integrated."""
+def judge(result: Result, num_draws: int, seed: int, resamples: bool) -> Verdict:
+    """Weigh a guide that has a density.
+
+    Args:
+        result: The fit.
+        num_draws: In each of five runs; a tenth of it where the latents of rows are integrated out.
+        seed: Of the draws.
+        resamples: Whether it is the draws resampled by their weights that are graded, if these are useful.
+    """
     khat, drawn = _khat(result, num_draws, seed)
-    return Verdict(khat, corrected(result, drawn, khat.value < USEFUL, seed), drawn)
+    return Verdict(khat, corrected(result, drawn, khat.value < USEFUL, seed, resamples), drawn)
 
 
 def lacks_posterior(result: Result) -> str:
