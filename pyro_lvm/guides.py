@@ -91,13 +91,14 @@ def check_guide(guide: Any) -> None:
         raise TypeError(f"guide must be a callable, one of {sorted(_NAMED)} or None; got {type(guide).__name__}")
 
 
-def resolve(model: Callable, guide: Any, sites: Sites) -> Callable:
+def resolve(model: Callable, guide: Any, sites: Sites, init_loc_fn: Callable = median_or_feasible) -> Callable:
     """The guide that the user means.
 
     Args:
         model: The model.
         guide: A callable, an AutoGuide, a name, or None for ``model.guide`` if there is one.
         sites: The sites of the model.
+        init_loc_fn: Where a guide by name starts, as for Pyro's guides.
 
     Raises:
         ValueError: for an unknown name, and for latents that no guide covers.
@@ -112,17 +113,23 @@ def resolve(model: Callable, guide: Any, sites: Sites) -> Callable:
             )
         return no_guide
     if isinstance(guide, str):
-        return _by_name(model, guide, sites)
+        return _by_name(model, guide, sites, init_loc_fn)
     return guide
 
 
-def _by_name(model: Callable, name: str, sites: Sites) -> AutoGuide:
+def _by_name(model: Callable, name: str, sites: Sites, init_loc_fn: Callable) -> AutoGuide:
+    if name == "auto":
+        raise ValueError("guide='auto' is one that fit chooses: pass it to pyro_lvm.fit")
     if name not in _NAMED:
         raise ValueError(f"unknown guide {name!r}; known are {sorted(_NAMED)}")
     if not sites.latent:
         raise ValueError(f"guide={name!r} has nothing to cover: the model has no latent site that is not enumerated")
-    visible = poutine.block(model, hide=list(sites.enumerated)) if sites.enumerated else model
-    return _NAMED[name](visible, init_loc_fn=median_or_feasible)
+    return _NAMED[name](guided(model, sites), init_loc_fn=init_loc_fn)
+
+
+def guided(model: Callable, sites: Sites) -> Callable:
+    """A model as its AutoGuides are to see it: without the sites that are summed out."""
+    return poutine.block(model, hide=list(sites.enumerated)) if sites.enumerated else model
 
 
 def shares_rows(guide: Callable, local: Collection[str]) -> bool:

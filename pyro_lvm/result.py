@@ -37,10 +37,7 @@ class Result:
         seconds: Wall-clock time of the fit.
         converged: Whether the objective had levelled off.
         seed: The seed of the fit; draws without a ``seed=`` of their own use it too.
-        resamples: Whether draws are resampled towards the posterior by Pareto-smoothed importance weights.
     """
-
-    resamples = False
 
     def __init__(
         self, program: Program, values: Values, *, num_steps: int, seconds: float, converged: bool, seed: int
@@ -50,6 +47,11 @@ class Result:
         self._values = {name: v.detach().clone() for name, v in values.items()}
         self.params = program.parameters.constrained(self._values)
         self.num_steps, self.seconds, self.converged, self.seed = num_steps, seconds, converged, seed
+
+    @property
+    def resamples(self) -> bool:
+        """Whether draws are resampled towards the posterior by Pareto-smoothed importance weights."""
+        return False
 
     @property
     def model(self) -> Bound:

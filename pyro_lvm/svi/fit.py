@@ -22,6 +22,7 @@ from pyro_lvm.guides import FlowGuide
 from pyro_lvm.modules import move, unchanged_if_it_fails
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
+from pyro_lvm.svi.auto import Task, fit_auto
 from pyro_lvm.svi.best import Best
 from pyro_lvm.svi.choice import choose_loop
 from pyro_lvm.svi.gaussian_start import fitted_gaussian
@@ -119,6 +120,28 @@ def fit(
     _check_compile(compile)
     check_callbacks(callbacks, progress)
     check_device(device)
+    if guide == "auto":
+        refused = {"num_steps": num_steps != 2_000, "optim": optim != 1e-2, "every": every != 100} | {
+            name: value is not None
+            for name, value in (
+                ("elbo", elbo),
+                ("scheduler", scheduler),
+                ("clip", clip),
+                ("batch_size", batch_size),
+                ("sample_weight", sample_weight),
+                ("validation", validation),
+                ("checkpoint", checkpoint),
+                ("init", init),
+                ("num_rows", num_rows),
+            )
+        }
+        if given := [name for name, is_given in refused.items() if is_given] + ["callbacks"] * bool(callbacks):
+            raise ValueError(f"guide='auto' chooses how to fit by itself and takes all rows: leave out {given[0]}=")
+        move([model], device)
+        on_device = nullcontext() if device is None else torch.device(device)
+        with randomness.one_at_a_time, randomness.seeded(seed), on_device, unchanged_if_it_fails(model):
+            held = Data(arguments_of(model, data), rows, device)
+            return fit_auto(Task(model, held, plate, model_kwargs, compile, seed), progress)
     path = None if checkpoint is None else files.check_writable(checkpoint, "checkpoint")
     objective = Objective(model, guide, elbo, plate=plate, model_kwargs=model_kwargs)
     loader = LoaderRows(data[0], device, model) if len(data) == 1 and isinstance(data[0], DataLoader) else None

@@ -14,6 +14,7 @@ from pyro_lvm.modules import awaits_start
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
+from pyro_lvm.svi.climb import Climb
 from pyro_lvm.svi.path import ParameterPath
 from pyro_lvm.svi.stopping import FEWEST, StopWhenFlat
 
@@ -27,7 +28,10 @@ class SVIResult(Result):
         path: Unconstrained parameters at some of the steps.
         validation: Held-out losses by step, in nats.
         compiled: Whether the steps ran as one compiled program.
+        climb: The guides that "auto" tried; None of a guide that the user chose.
     """
+
+    climb: Climb | None = None
 
     def __init__(
         self,
@@ -47,6 +51,11 @@ class SVIResult(Result):
         converged = StopWhenFlat(min_steps=FEWEST).is_flat(losses)
         super().__init__(program, values, num_steps=len(losses), seconds=seconds, converged=converged, seed=seed)
 
+    @property
+    def resamples(self) -> bool:
+        """Whether draws are resampled towards the posterior, as those of "auto" are where their weights allow it."""
+        return self.climb is not None and self.climb.resamples
+
     def __str__(self) -> str:
         tail = self.losses[-max(1, min(100, len(self.losses) // 10)) :]
         state = "levelled off" if self.converged else "still falling: more steps would help"
@@ -57,6 +66,7 @@ class SVIResult(Result):
             f"{self.num_steps:,} steps in {self.seconds:.1f} s with {self._guide_name()}",
             f"{self.target} {-tail.mean():.2f}{unit} (mean of the last {len(tail)} steps), {state}",
         ]
+        lines += [f"  {step}" for step in self.climb.steps] if self.climb is not None else []
         width = max(map(len, self.params), default=0)
         for name, value in self.params.items():
             shape = "x".join(map(str, value.shape)) or "number"
@@ -82,13 +92,16 @@ class SVIResult(Result):
             "path": self.path.state_dict(),
             "validation": self.validation,
             "compiled": self.compiled,
+            "climb": None if self.climb is None else self.climb.state_dict(),
         }
 
     @classmethod
     def _from_state(cls, program: Program, state: dict[str, Any]) -> SVIResult:
         names = ("losses", "target", "validation", "seconds", "seed", "compiled")
         path = ParameterPath.of_state(state["path"])
-        return cls(program, state["params"], path=path, **{name: state[name] for name in names})
+        result = cls(program, state["params"], path=path, **{name: state[name] for name in names})
+        result.climb = None if state["climb"] is None else Climb.of_state(state["climb"])
+        return result
 
 
 def load(

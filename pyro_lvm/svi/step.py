@@ -48,6 +48,8 @@ class Step:
         self.loop, self.batches = loop, loop.batches
         self.parameters = loop.objective.program.parameters
         given, moved = self._look()
+        held = {id(p) for group in loop.optimizer.param_groups for p in group["params"]}
+        moved = [name for name in moved if id(loop.params[name]) in held]
         self.optimizer = PureOptimizer(loop.optimizer, {name: loop.params[name] for name in moved})
         self.draws_itself = bool(given.others)
         self.noise = Noise(seed, given.taken, next(iter(loop.params.values())).device)

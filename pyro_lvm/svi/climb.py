@@ -1,0 +1,116 @@
+"""What the climb of "auto" has found on its way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pyro_lvm import plots
+from pyro_lvm.importance import Estimate
+from pyro_lvm.svi.settle import Epoch
+from pyro_lvm.verdict.finding import Finding
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_NOWHERE = Estimate(math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One guide of a climb.
+
+    Attributes:
+        guide: Its name.
+        verdict: "good", "doubtful", "bad", "unknown"; "start" of a Laplace approximation, which is not judged; "failed"
+            or "skipped", for which ``note`` gives the reason.
+        khat: The Pareto k of its importance weights; NaN if it was not judged.
+        elbo: Where it came to; NaN if it came nowhere.
+        num_steps: Optimisation steps; Newton steps of a Laplace approximation's starts.
+        num_particles: Draws in each step; 0 where there were none.
+        seconds: All that it took.
+        note: What else is to be said.
+        epochs: Of its way.
+    """
+
+    guide: str
+    verdict: str
+    khat: float = math.nan
+    elbo: Estimate = _NOWHERE
+    num_steps: int = 0
+    num_particles: int = 0
+    seconds: float = 0.0
+    note: str = ""
+    epochs: tuple[Epoch, ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        parts = [f"{self.guide}: {self.verdict}"]
+        if self.epochs:
+            parts.append(f"k-hat {self.khat:.2f}, ELBO {self.elbo}")
+            parts.append(f"{self.num_steps:,} steps of {self.num_particles} particles")
+        if self.seconds:
+            parts.append(f"{self.seconds:.1f} s")
+        return ", ".join(parts) + (f" ({self.note})" if self.note else "")
+
+
+@dataclass(frozen=True)
+class Climb:
+    """The guides that "auto" has tried, from the first to the last.
+
+    Attributes:
+        steps: One for each guide.
+        guide: The name of the one that was taken.
+        resamples: Whether its draws are resampled by their importance weights.
+        other_modes: The share that Laplace approximations give to modes of the posterior that were seen and not taken.
+    """
+
+    steps: tuple[Step, ...]
+    guide: str
+    resamples: bool
+    other_modes: float
+
+    @property
+    def taken(self) -> Step:
+        """Of the guide that was taken."""
+        return next(step for step in self.steps if step.guide == self.guide)
+
+    def findings(self) -> list[Finding]:
+        """How the climb went."""
+        found = [Finding("climb", "good" if self.taken.verdict == "good" else "doubtful", str(self))]
+        if self.other_modes > MOST_ELSEWHERE:
+            text = f"Laplace approximations give {self.other_modes:.0%} of the posterior to modes that were not taken"
+            advice = "an order of the components, if they are permutations of each other; MCMC else"
+            found.append(Finding("modes", "doubtful", text, advice))
+        return found
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.steps))
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The ELBO of each guide along its steps, in nats."""
+        curves, done = {}, 0
+        for step in self.steps:
+            if step.epochs:
+                at = [done + epoch.num_steps for epoch in step.epochs]
+                curves[f"{step.guide}: {step.verdict}"] = (at, [epoch.elbo.value for epoch in step.epochs])
+                done = at[-1]
+        return plots.curves(curves, "steps", "ELBO (nats)", ax=ax)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As plain numbers and strings."""
+        return asdict(self)
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> Climb:
+        """A climb that was saved."""
+        steps = []
+        for step in state["steps"]:
+            epochs = tuple(Epoch(**{**epoch, "elbo": Estimate(*epoch["elbo"])}) for epoch in step["epochs"])
+            steps.append(Step(**{**step, "elbo": Estimate(*step["elbo"]), "epochs": epochs}))
+        return cls(**{**state, "steps": tuple(steps)})
+
+
+MOST_ELSEWHERE = 0.05
+"""The share of a posterior in other modes from which on a fit of one of them is in doubt."""

@@ -1,0 +1,46 @@
+"""Coordinates in which a posterior is near a standard normal one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Coordinates(NamedTuple):
+    r"""An affine map :math:`z = \mu + S L u` from coordinates u to the latents in unconstrained space.
+
+    Attributes:
+        loc: :math:`\mu`, ``[D]``.
+        scale: The diagonal of :math:`S`, ``[D]``.
+        tril: :math:`L`, lower triangular with a unit diagonal, ``[D, D]``; None for none.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    tril: Tensor | None = None
+
+    @classmethod
+    def of_covariance(cls, loc: Tensor, covariance: Tensor) -> Coordinates:
+        """Those of a Gaussian, ``[D]`` and ``[D, D]``."""
+        factor = torch.linalg.cholesky(0.5 * (covariance + covariance.T))
+        scale = factor.diagonal()
+        return cls(loc, scale.to(loc), (factor / scale.unsqueeze(-1)).to(loc))
+
+    @property
+    def root(self) -> Tensor:
+        """:math:`S L`, ``[D, D]``, in double precision."""
+        scale = self.scale.double()
+        return torch.diag(scale) if self.tril is None else scale.unsqueeze(-1) * self.tril.double()
+
+    def independent(self) -> Coordinates:
+        """Those of the independent normals nearest to the Gaussian, which have its conditional variances."""
+        precision = torch.cholesky_inverse(self.root)
+        return Coordinates(self.loc, precision.diagonal().rsqrt().to(self.loc))
+
+    def after(self, loc: Tensor, matrix: Tensor) -> Coordinates:
+        """Those of a Gaussian that has this location and this root of a covariance in these coordinates."""
+        root = self.root @ matrix.double()
+        moved = self.loc + (self.root @ loc.double()).to(self.loc)
+        return Coordinates.of_covariance(moved, root @ root.T)

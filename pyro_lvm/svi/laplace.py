@@ -1,0 +1,130 @@
+"""The mode of a posterior, and the Gaussian that has its curvature: where the climb of "auto" starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from pyro_lvm.svi.coordinates import Coordinates
+
+_MOST_ITERATIONS = 200
+_CLOSE = 1e-4  # nats that a step is still to gain
+_FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-3, 1e-9, 1e12
+_LESS, _MORE = 10.0, 4.0
+_NUM_SIGNS = 64
+
+Loss = Callable[[Tensor], Tensor]
+
+
+class Mode(NamedTuple):
+    """A minimum of a loss.
+
+    Attributes:
+        loc: Where it is, ``[D]``.
+        precision: The loss's Hessian there, positive definite, ``[D, D]``, in double precision.
+        log_mass: Laplace's approximation of the log-integral of exp(-loss) around it, in nats.
+    """
+
+    loc: Tensor
+    precision: Tensor
+    log_mass: float
+
+    def coordinates(self) -> Coordinates:
+        """Those in which the loss is half a squared distance, near the mode."""
+        return Coordinates.of_covariance(self.loc, torch.linalg.inv(self.precision))
+
+    def distance(self, other: Tensor) -> float:
+        """To another point, in standard deviations, averaged over the coordinates."""
+        gap = (other - self.loc).double()
+        return math.sqrt(max(0.0, float(gap @ self.precision @ gap)) / len(gap))
+
+
+def find_mode(loss: Loss, start: Tensor) -> Mode | None:
+    """Minimise a loss of few numbers by Newton steps, damped in the units of each number (Marquardt 1963).
+
+    The damping makes every step a descent, wherever the loss curves the wrong way, and does not depend on the scales of
+    the numbers.
+
+    Args:
+        loss: In nats, twice differentiable.
+        start: ``[D]``.
+
+    Returns:
+        None where no minimum was found.
+    """
+    point, damping = start, _FIRST_DAMPING
+    value, slope, hessian = _expanded(loss, point)
+    for _ in range(_MOST_ITERATIONS):
+        if not (math.isfinite(value) and torch.isfinite(slope).all() and torch.isfinite(hessian).all()):
+            return None
+        curvature = hessian.diagonal().abs()
+        unit = torch.diag(curvature.clamp(min=1e-8 * curvature.max().item()))
+        while True:
+            factor, failed = torch.linalg.cholesky_ex(hessian + damping * unit)
+            if not failed:
+                step = -torch.cholesky_solve(slope.unsqueeze(-1), factor).squeeze(-1)
+                gain = -0.5 * float(slope @ step)
+                new = point + step.to(point.dtype)
+                new_value = loss(new.detach()).item()
+                if new_value <= value:
+                    break
+                if gain < _CLOSE or gain < 4 * torch.finfo(point.dtype).eps * abs(value):
+                    return _mode(point, value, hessian)
+            damping = max(damping * _MORE, _FIRST_DAMPING)
+            if damping > _MOST_DAMPING:
+                return None
+        point, done = new, gain < _CLOSE and damping < 1
+        value, slope, hessian = _expanded(loss, point)
+        if done:
+            return _mode(point, value, hessian)
+        damping = damping / _LESS if damping > _LEAST_DAMPING else 0.0
+    return None
+
+
+def descend(loss: Loss, start: Tensor) -> Tensor:
+    """The lowest point that L-BFGS comes to, of a loss of many numbers, ``[D]``."""
+
+    def expanded(point: np.ndarray) -> tuple[float, np.ndarray]:
+        leaf = torch.as_tensor(point).to(start).requires_grad_()
+        value = loss(leaf)
+        (slope,) = torch.autograd.grad(value, leaf)
+        return value.item(), slope.double().cpu().numpy()
+
+    found = minimize(expanded, start.double().cpu().numpy(), jac=True, method="L-BFGS-B", options={"maxiter": 1_000})
+    return torch.as_tensor(found.x).to(start)
+
+
+def curvatures(loss: Loss, point: Tensor, seed: int) -> Tensor:
+    """The diagonal of the Hessian by random signs (Bekas, Kokiopoulou and Saad 2007), ``[D]``."""
+    leaf = point.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+    generator, total = torch.Generator().manual_seed(seed), torch.zeros_like(point)
+    for _ in range(_NUM_SIGNS):
+        signs = torch.randint(2, point.shape, generator=generator).to(point) * 2 - 1
+        (product,) = torch.autograd.grad(slope, leaf, signs, retain_graph=True)
+        total += signs * product
+    return total / _NUM_SIGNS
+
+
+def _mode(loc: Tensor, value: float, hessian: Tensor) -> Mode | None:
+    factor, failed = torch.linalg.cholesky_ex(hessian)
+    if failed:
+        return None
+    half_log_det = factor.diagonal().log().sum().item()
+    return Mode(loc, hessian, 0.5 * len(loc) * math.log(2 * math.pi) - value - half_log_det)
+
+
+def _expanded(loss: Loss, point: Tensor) -> tuple[float, Tensor, Tensor]:
+    """Value, gradient and Hessian, in double precision."""
+    leaf = point.detach().requires_grad_()
+    value = loss(leaf)
+    (slope,) = torch.autograd.grad(value, leaf, create_graph=True)
+    each = torch.eye(len(leaf), dtype=leaf.dtype, device=leaf.device)
+    (hessian,) = torch.autograd.grad(slope, leaf, each, is_grads_batched=True)
+    return value.item(), slope.detach().double(), 0.5 * (hessian + hessian.T).detach().double()
