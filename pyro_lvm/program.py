@@ -22,7 +22,15 @@ from pyro_lvm.data import Data
 from pyro_lvm.guides import check_guide, couples_rows, no_guide, resolve, shares_rows
 from pyro_lvm.modules import unchanged_buffers
 from pyro_lvm.params import Bound, Parameters, Values
-from pyro_lvm.sites import ScaleRows, describe, find_row_plate, plate_nesting, prior_trace, sample_sites
+from pyro_lvm.sites import (
+    ScaleRows,
+    describe,
+    find_row_plate,
+    median_or_feasible,
+    plate_nesting,
+    prior_trace,
+    sample_sites,
+)
 from pyro_lvm.statements import private_statements
 
 
@@ -36,6 +44,7 @@ class Program:
         example: Arguments on which the programs are run to see what they do; the whole data, if None.
         model_kwargs: Keyword arguments of model and guide.
         plate: The name of the row plate, if it must be named.
+        init_loc_fn: Where a guide by name starts, as for Pyro's guides.
 
     Raises:
         TypeError: if the model is not callable or the guide is data.
@@ -51,6 +60,7 @@ class Program:
         example: tuple[Any, ...] | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
         plate: str | None = None,
+        init_loc_fn: Callable = median_or_feasible,
     ) -> None:
         check_model(model, model_kwargs, plate)
         if plate is not None and data.num_rows is None:
@@ -62,7 +72,7 @@ class Program:
         self.example = data.args if example is None else example
         try:
             with unchanged_buffers(model, guide):
-                self._inspect(guide, plate)
+                self._inspect(guide, plate, init_loc_fn)
                 with randomness.seeded(0):
                     self.covers_fitted_rows_only = self._covers_these_rows_only()
         except RuntimeError as error:
@@ -71,14 +81,14 @@ class Program:
             raise
         self.check_dtypes(self.example)
 
-    def _inspect(self, guide: Any, plate: str | None) -> None:
+    def _inspect(self, guide: Any, plate: str | None, init_loc_fn: Callable) -> None:
         store = pyro.get_param_store()
         with store.scope():
             with private_statements(self.model):
                 trace = self._explained(prior_trace, self.model, *self.example, **self.model_kwargs)
                 row_plate, search = find_row_plate(self.model, self.data, self.model_kwargs, plate)
             self.sites = describe(trace, row_plate, search)
-            self.guide = resolve(self.model, guide, self.sites)
+            self.guide = resolve(self.model, guide, self.sites, init_loc_fn)
             with private_statements(self.model, self.guide):
                 # the first call of an AutoGuide makes its parameters
                 run = poutine.trace(self.guide).get_trace

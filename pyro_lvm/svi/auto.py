@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,10 +15,11 @@ from tqdm.auto import tqdm
 
 from pyro_lvm import randomness
 from pyro_lvm.batches import WholeData
-from pyro_lvm.data import Data
+from pyro_lvm.data import Data, arguments_of
 from pyro_lvm.elbo import Trace_ELBO
 from pyro_lvm.guides import guided
 from pyro_lvm.interrupts import interrupts
+from pyro_lvm.modules import move, unchanged_if_it_fails
 from pyro_lvm.params import Values
 from pyro_lvm.psis import USEFUL
 from pyro_lvm.svi.choice import choose_loop
@@ -74,7 +76,27 @@ class _Foothold(NamedTuple):
     shared: dict[str, Tensor]
 
 
-def fit_auto(task: Task, progress: bool) -> SVIResult:
+def fit_auto(
+    model: Callable,
+    data: tuple[Any, ...],
+    *,
+    plate: str | None,
+    rows: Sequence[int] | None,
+    model_kwargs: Mapping[str, Any] | None,
+    compile: bool | str,
+    seed: int,
+    device: torch.device | str | None,
+    progress: bool,
+) -> SVIResult:
+    """Fit by the first guide that is good, of those that are tried; see :func:`pyro_lvm.fit` for the arguments."""
+    move([model], device)
+    on_device = nullcontext() if device is None else torch.device(device)
+    with randomness.one_at_a_time, randomness.seeded(seed), on_device, unchanged_if_it_fails(model):
+        held = Data(arguments_of(model, data), rows, device)
+        return climb(Task(model, held, plate, model_kwargs, compile, seed), progress)
+
+
+def climb(task: Task, progress: bool) -> SVIResult:
     """Climb from a Laplace approximation to a mean-field guide, a full-rank one, and a flow, and take the first good.
 
     Every guide starts where the last came to. A guide that fails, or that the Laplace approximation rules out, is

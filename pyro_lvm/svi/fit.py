@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import time
+import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from pyro.infer import ELBO
-from torch import Tensor
-from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
-from pyro_lvm import files, randomness
-from pyro_lvm.batches import Batches, LoaderRows, ShuffledRows, WholeData
-from pyro_lvm.checkpoint import Checkpoint, name_of
+from pyro_lvm import files
 from pyro_lvm.checks import check_callbacks, check_count, check_device, check_seed
-from pyro_lvm.data import Data, arguments_of, as_arguments, check_num_rows, converts
-from pyro_lvm.guides import FlowGuide
-from pyro_lvm.modules import move, unchanged_if_it_fails
-from pyro_lvm.program import Program
 from pyro_lvm.result import Result
-from pyro_lvm.svi.auto import Task, fit_auto
-from pyro_lvm.svi.best import Best
-from pyro_lvm.svi.choice import choose_loop
-from pyro_lvm.svi.gaussian_start import fitted_gaussian
-from pyro_lvm.svi.initial import initial_values
-from pyro_lvm.svi.loop import EagerLoop
-from pyro_lvm.svi.objective import Objective
+from pyro_lvm.svi.auto import fit_auto
+from pyro_lvm.svi.once import fit_once
+from pyro_lvm.svi.restarts import best_of
 from pyro_lvm.svi.result import SVIResult
-from pyro_lvm.svi.run import STATE, Run, was_compiled
 from pyro_lvm.svi.stopping import FitState
+
+_AUTO_LEAVES = ("plate", "rows", "model_kwargs", "compile", "seed", "device", "progress")  # to the user
 
 
 def fit(
@@ -58,6 +46,7 @@ def fit(
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
+    num_restarts: int = 1,
 ) -> SVIResult:
     """Fit a model and a guide by stochastic variational inference (Hoffman et al. 2013; Ranganath et al. 2014).
 
@@ -66,6 +55,9 @@ def fit(
         guide: A callable, an AutoGuide, one of "mean_field", "full_rank", "low_rank", "flow", "map", or None for
             ``model.guide`` if there is one, else for models whose latents are all enumerated. A
             :class:`~pyro_lvm.guides.FlowGuide` is fitted after its Gaussian, which takes half as many steps more.
+            "auto" climbs from a Laplace approximation to a mean-field, a full-rank and a flow guide until
+            :func:`pyro_lvm.diagnose` would call one good, and chooses steps, learning rates and particles by itself;
+            its draws are resampled by their importance weights where these allow it. ``result.climb`` tells the way.
         data: Arguments of model and guide: tensors, arrays, data frames, lists of numbers, or one ``DataLoader``. An
             argument has rows if its first dimension is that of the first argument; the others pass whole.
         num_steps: Optimisation steps.
@@ -93,6 +85,9 @@ def fit(
         seed: Fixes every random choice.
         device: Where to compute; where the data and modules are, if None.
         progress: Whether to show a progress bar.
+        num_restarts: How often to fit, with the seeds from ``seed`` on. The fit with the lowest loss at its end is
+            kept, and ``result.restarts`` has what each has reached. From the second fit on, guides by name start at a
+            draw from the prior; modules of your own start each time where they are.
 
     Returns:
         The fitted result. The user's modules hold the final values too.
@@ -100,7 +95,7 @@ def fit(
     Raises:
         TypeError: for arguments of the wrong kind.
         ValueError: for data that is not finite, latents that no guide covers, minibatches of a model without a row
-            plate or with an AutoGuide over the rows' latents, options out of range.
+            plate or with an AutoGuide over the rows' latents, options out of range, and options that "auto" chooses.
         NonFiniteError: if a loss or gradient is not finite; it names the site and carries the last good parameters.
 
     Example:
@@ -117,147 +112,54 @@ def fit(
     num_steps, every, seed = check_count("num_steps", num_steps), check_count("every", every), check_seed(seed)
     batch_size = None if batch_size is None else check_count("batch_size", batch_size)
     num_rows = None if num_rows is None else check_count("num_rows", num_rows)
+    num_restarts = check_count("num_restarts", num_restarts)
     _check_compile(compile)
     check_callbacks(callbacks, progress)
     check_device(device)
-    if guide == "auto":
-        refused = {"num_steps": num_steps != 2_000, "optim": optim != 1e-2, "every": every != 100} | {
-            name: value is not None
-            for name, value in (
-                ("elbo", elbo),
-                ("scheduler", scheduler),
-                ("clip", clip),
-                ("batch_size", batch_size),
-                ("sample_weight", sample_weight),
-                ("validation", validation),
-                ("checkpoint", checkpoint),
-                ("init", init),
-                ("num_rows", num_rows),
-            )
-        }
-        if given := [name for name, is_given in refused.items() if is_given] + ["callbacks"] * bool(callbacks):
-            raise ValueError(f"guide='auto' chooses how to fit by itself and takes all rows: leave out {given[0]}=")
-        move([model], device)
-        on_device = nullcontext() if device is None else torch.device(device)
-        with randomness.one_at_a_time, randomness.seeded(seed), on_device, unchanged_if_it_fails(model):
-            held = Data(arguments_of(model, data), rows, device)
-            return fit_auto(Task(model, held, plate, model_kwargs, compile, seed), progress)
-    path = None if checkpoint is None else files.check_writable(checkpoint, "checkpoint")
-    objective = Objective(model, guide, elbo, plate=plate, model_kwargs=model_kwargs)
-    loader = LoaderRows(data[0], device, model) if len(data) == 1 and isinstance(data[0], DataLoader) else None
-    generators = [] if loader is None else loader.generators
-    move([model, guide], device)
-    on_device = nullcontext() if device is None else torch.device(device)
-    with randomness.one_at_a_time, randomness.seeded(seed, generators), on_device, unchanged_if_it_fails(model, guide):
-        if loader is None:
-            tensors = Data(arguments_of(model, data), rows, device)
-            check_num_rows(num_rows, tensors.num_rows)
-            total = num_rows or tensors.num_rows
-        else:
-            _check_loader(batch_size=batch_size, rows=rows, sample_weight=sample_weight)
-            tensors = Data(loader.first())
-            tensors.complete = False
-            total = num_rows or loader.num_rows
-        example = tensors.args if batch_size is None else tensors.take(slice(0, batch_size))
-        batch_rows = batch_size or tensors.num_rows
-        objective.prepare(tensors, example, weighted=sample_weight is not None)
-        program = objective.program
-        weight = objective.check_weight(sample_weight, tensors.num_rows)
-        if loader is not None or batch_size is not None:
-            _check_batches(batch_size, total)
-            objective.check_minibatches(scaled=total != batch_rows)
-        batches: Batches
-        if loader is not None:
-            batches = loader
-        elif batch_size is not None:
-            batches = ShuffledRows(tensors, weight, batch_size, seed)
-        else:
-            batches = WholeData(tensors, weight)
-        held_out = _validation(program, validation, rows, device)
-        initial = initial_values(program, init)
-        start = program.parameters.start() | initial
-        objective.check_start(start, program.example)
-        best = gaussian = None
-        half = -(-num_steps // 2)
-        if isinstance(program.guide, FlowGuide):
-            best = Best(objective, tensors, weight, total, seed)
-            if init is None and not program.guide.fitted and (path is None or not path.exists()):
-                options = (batches, total, optim, clip, compile, half, seed, progress)
-                values, gaussian = fitted_gaussian(objective, program.guide, example, *options)
-                start |= values
-        loop = EagerLoop(objective, start, batches, total, optim, scheduler, clip)
-        kept = None
-        if path is not None:
-            what: dict[str, Any] = {
-                "model": name_of(model),
-                "guide": name_of(program.guide),
-                "elbo": objective.elbo,
-                "optim": [loop.optimizer, _groups(loop.optimizer), getattr(optim, "pt_clip_args", None)],
-                "scheduler": loop.scheduler,
-                "data": tensors.args,
-                "loader": None if loader is None else f"{total} rows",
-                "sample_weight": weight,
-                "validation": held_out,
-                "init": initial,
-                "shapes": {name: list(v.shape) for name, v in start.items()},
-                "model_kwargs": model_kwargs or {},
-                "compile": compile,
-            }
-            what |= {"num_steps": num_steps, "batch_size": batch_size, "clip": clip, "every": every}
-            what |= {"plate": plate, "rows": rows, "num_rows": num_rows, "seed": seed, "device": device}
-            kept = Checkpoint(path, what, STATE)
-        began = time.perf_counter()
-        recorded = None if kept is None or kept.state is None else was_compiled(kept.state)
-        chosen = choose_loop(loop, compile, num_steps, seed, watched=bool(callbacks or scheduler), recorded=recorded)
-        run = Run(objective, chosen, held_out, num_steps, every, list(callbacks), kept, seed, best)
-        run.seconds = time.perf_counter() - began
-        if gaussian is not None:
-            run.seconds += gaussian.seconds
-            run.finished = gaussian.num_steps < half  # by Ctrl-C
-        result = run.finish(progress)
-        if isinstance(program.guide, FlowGuide):
-            program.guide.fitted = True
-        return result
+    options: dict[str, Any] = {
+        "num_steps": num_steps,
+        "elbo": elbo,
+        "optim": optim,
+        "scheduler": scheduler,
+        "clip": clip,
+        "batch_size": batch_size,
+        "plate": plate,
+        "rows": rows,
+        "num_rows": num_rows,
+        "sample_weight": sample_weight,
+        "model_kwargs": model_kwargs,
+        "compile": compile,
+        "callbacks": callbacks,
+        "every": every,
+        "validation": validation,
+        "checkpoint": checkpoint,
+        "init": init,
+        "seed": seed,
+        "device": device,
+        "progress": progress,
+    }
+    if isinstance(guide, str) and guide == "auto":
+        _refuse_for_auto(options | {"num_restarts": num_restarts})
+        return fit_auto(model, data, **{name: options[name] for name in _AUTO_LEAVES})
+    if num_restarts == 1:
+        return fit_once(model, guide, data, **options)
+    if checkpoint is not None:
+        raise ValueError("checkpoint= keeps one fit: leave it out, or fit each seed by itself, with a file of its own")
+    return best_of(num_restarts, model, guide, partial(fit_once, model, guide, data, **options), seed)
 
 
-def _check_batches(batch_size: int | None, num_rows: int | None) -> None:
-    if num_rows is None:
-        raise ValueError("batch_size was given, but the data has no rows")
-    if batch_size is not None and batch_size > num_rows:
-        raise ValueError(f"batch_size={batch_size} exceeds the number of rows, {num_rows}")
+def _refuse_for_auto(options: Mapping[str, Any]) -> None:
+    defaults = inspect.signature(fit).parameters
+    for name, value in options.items():
+        default = defaults[name].default
+        if (
+            name not in _AUTO_LEAVES
+            and value is not default
+            and not (type(value) is type(default) and value == default)
+        ):
+            raise ValueError(f"guide='auto' takes all rows and chooses how to fit by itself: leave out {name}=")
 
 
 def _check_compile(compile: Any) -> None:
     if not isinstance(compile, bool) and compile != "auto":
         raise ValueError(f"compile must be 'auto', True or False; got {compile!r}")
-
-
-def _check_loader(**options: Any) -> None:
-    for name, value in options.items():
-        if value is not None:
-            raise ValueError(f"{name} cannot be given with a DataLoader, which makes the batches itself")
-
-
-def _validation(program: Program, validation: Any, rows: Any, device: Any) -> tuple[Any, ...] | None:
-    if validation is None:
-        return None
-    given = arguments_of(program.model, as_arguments(validation))
-    if len(given) != len(program.data.args):
-        raise ValueError(f"validation has {len(given)} arguments, but the model was given {len(program.data.args)}")
-    if program.covers_fitted_rows_only:
-        raise ValueError(
-            f"validation rows have latents {list(program.sites.local_latent)} of their own, which this guide does not "
-            "know: it needs an amortized guide, a function of the rows"
-        )
-    held_out = Data(given, rows, device, what="validation").args
-    program.check_dtypes(held_out)
-    known = () if converts(program.model) else zip(held_out, program.data.args, program.data.has_rows, strict=True)
-    for i, (new, old, has) in enumerate(known):
-        if isinstance(new, Tensor) and isinstance(old, Tensor) and new.shape[has:] != old.shape[has:]:
-            raise ValueError(f"validation argument {i} has shape {list(new.shape)}, in the fit {list(old.shape)}")
-    return held_out
-
-
-def _groups(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """The settings of each parameter group, with shapes in place of the parameters."""
-    return [group | {"params": [list(p.shape) for p in group["params"]]} for group in optimizer.param_groups]

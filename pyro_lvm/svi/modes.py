@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import pyro
 import torch
 from pyro.infer.autoguide import AutoLaplaceApproximation
 from torch import Tensor
@@ -29,7 +30,7 @@ class Modes(NamedTuple):
     Attributes:
         found: The modes, that with the largest mass first; none if there was none, or too many latents to tell.
         coordinates: Of the first of them; those about the start of guides by name, if there is none.
-        num_starts: How often a search was begun.
+        num_starts: How often a search was begun; 0 if there are too many latents.
         num_reached: How many of them came to the first mode.
     """
 
@@ -45,6 +46,8 @@ class Modes(NamedTuple):
         return 1 - masses.softmax(0)[0].item() if len(masses) else 0.0
 
     def __str__(self) -> str:
+        if not self.num_starts:
+            return "more latents than can be looked through for modes: scales by curvatures at a low point"
         if not self.found:
             return f"no maximum was found from {self.num_starts} starts"
         told = f"{self.num_reached} of {self.num_starts} starts came to the mode taken"
@@ -71,7 +74,8 @@ def find_modes(prepare: Callable[[AutoLaplaceApproximation], Objective], model: 
     name = f"{guide._pyro_name}.loc"
 
     def loss(loc: Tensor) -> Tensor:
-        return objective(params | {name: loc}, program.data.args)
+        with pyro.validation_enabled(False):  # where a scale has become zero, the loss is not finite
+            return objective(params | {name: loc}, program.data.args)
 
     middle = params[name]
     size = len(middle)
@@ -79,7 +83,7 @@ def find_modes(prepare: Callable[[AutoLaplaceApproximation], Objective], model: 
         low = descend(loss, middle)
         scales = curvatures(loss, low, seed)
         positive = scales[scales > 0].median() if (scales > 0).any() else torch.ones(())
-        return Modes([], Coordinates(low, scales.clamp(min=_LEAST * positive.item()).rsqrt()), 1, 0)
+        return Modes([], Coordinates(low, scales.clamp(min=_LEAST * positive.item()).rsqrt()), 0, 0)
     generator = torch.Generator().manual_seed(seed)
     others = (torch.rand(_NUM_STARTS - 1, size, generator=generator, dtype=torch.float64) * 2 - 1) * _RANGE
     starts = [middle, *others.to(middle).unbind()] if size <= _MOST_STARTED else [middle]
@@ -89,6 +93,6 @@ def find_modes(prepare: Callable[[AutoLaplaceApproximation], Objective], model: 
     for mode in found:
         if all(other.distance(mode.loc) > _SAME for other in distinct):
             distinct.append(mode)
-    reached = sum(distinct[0].distance(mode.loc) <= _SAME for mode in found)
+    reached = sum(distinct[0].distance(mode.loc) <= _SAME for mode in found) if distinct else 0
     coordinates = distinct[0].coordinates() if distinct else Coordinates(middle, torch.ones_like(middle))
     return Modes(distinct, coordinates, len(starts), reached)

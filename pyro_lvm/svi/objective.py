@@ -27,6 +27,7 @@ from pyro_lvm.elbo.structure import refuse_tied_rows
 from pyro_lvm.modules import awaits_start, unchanged_buffers, unchanged_if_it_fails
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
+from pyro_lvm.sites import median_or_feasible
 from pyro_lvm.svi.resolve import check_elbo, resolve_elbo
 
 
@@ -42,6 +43,7 @@ class Objective:
             None.
         plate: The name of the row plate, where it must be named.
         model_kwargs: Keyword arguments of model and guide.
+        init_loc_fn: Where a guide by name starts, as for Pyro's guides.
 
     Raises:
         TypeError: if ``elbo`` is no ``pyro.infer.ELBO``.
@@ -73,6 +75,7 @@ class Objective:
         *,
         plate: str | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
+        init_loc_fn: Callable = median_or_feasible,
     ) -> None:
         if elbo is not None:
             check_elbo(elbo)
@@ -82,7 +85,7 @@ class Objective:
             raise ValueError("TraceTailAdaptive_ELBO computes no loss that a fit could follow; take another ELBO")
         check_model(model, model_kwargs, plate)
         self.model, self.given_guide, self.given_elbo = model, guide, elbo
-        self.plate, self.model_kwargs = plate, model_kwargs
+        self.plate, self.model_kwargs, self.init_loc_fn = plate, model_kwargs, init_loc_fn
         self._program: Program | None = None
 
     @property
@@ -120,7 +123,8 @@ class Objective:
         """Make model and guide ready on data; ``weighted`` says whether rows will have weights."""
         if (owner := awaits_start(self.model)) is not None:
             owner.initialize(*data.args, **(self.model_kwargs or {}))
-        program = Program(self.model, self.given_guide, data, example, self.model_kwargs, self.plate)
+        start = self.init_loc_fn
+        program = Program(self.model, self.given_guide, data, example, self.model_kwargs, self.plate, start)
         if not program.parameters.constraints:
             raise ValueError("the model and the guide have no trainable parameters, so that there is nothing to fit")
         self._take(program, weighted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_lvm import files, randomness
@@ -29,9 +30,12 @@ class SVIResult(Result):
         validation: Held-out losses by step, in nats.
         compiled: Whether the steps ran as one compiled program.
         climb: The guides that "auto" tried; None of a guide that the user chose.
+        restarts: What each start has reached, as minus the loss at its end, ``[num_restarts]``; minus infinity where a
+            loss was not finite.
     """
 
     climb: Climb | None = None
+    restarts: Tensor
 
     def __init__(
         self,
@@ -48,6 +52,7 @@ class SVIResult(Result):
     ) -> None:
         self.losses, self.target, self.path = losses, target, path
         self.validation, self.compiled = validation, compiled
+        self.restarts = torch.tensor([-self.final_loss], dtype=torch.float64)
         converged = StopWhenFlat(min_steps=FEWEST).is_flat(losses)
         super().__init__(program, values, num_steps=len(losses), seconds=seconds, converged=converged, seed=seed)
 
@@ -56,15 +61,23 @@ class SVIResult(Result):
         """Whether draws are resampled towards the posterior, as those of "auto" are where their weights allow it."""
         return self.climb is not None and self.climb.resamples
 
+    @property
+    def final_loss(self) -> float:
+        """The mean of the last steps' losses."""
+        return self._tail.mean().item()
+
+    @property
+    def _tail(self) -> Tensor:
+        return self.losses[-max(1, min(100, len(self.losses) // 10)) :]
+
     def __str__(self) -> str:
-        tail = self.losses[-max(1, min(100, len(self.losses) // 10)) :]
         state = "levelled off" if self.converged else "still falling: more steps would help"
         if self.num_steps < FEWEST:
             state = "too few steps to tell whether it has levelled off"
         unit = "" if "chi-square" in self.target else " nats"
         lines = [
             f"{self.num_steps:,} steps in {self.seconds:.1f} s with {self._guide_name()}",
-            f"{self.target} {-tail.mean():.2f}{unit} (mean of the last {len(tail)} steps), {state}",
+            f"{self.target} {-self.final_loss:.2f}{unit} (mean of the last {len(self._tail)} steps), {state}",
         ]
         lines += [f"  {step}" for step in self.climb.steps] if self.climb is not None else []
         width = max(map(len, self.params), default=0)
@@ -92,6 +105,7 @@ class SVIResult(Result):
             "path": self.path.state_dict(),
             "validation": self.validation,
             "compiled": self.compiled,
+            "restarts": self.restarts,
             "climb": None if self.climb is None else self.climb.state_dict(),
         }
 
@@ -100,6 +114,7 @@ class SVIResult(Result):
         names = ("losses", "target", "validation", "seconds", "seed", "compiled")
         path = ParameterPath.of_state(state["path"])
         result = cls(program, state["params"], path=path, **{name: state[name] for name in names})
+        result.restarts = state["restarts"]
         result.climb = None if state["climb"] is None else Climb.of_state(state["climb"])
         return result
 
@@ -115,7 +130,21 @@ def load(
 ) -> SVIResult:
     """Read a result of :func:`pyro_lvm.fit`; see :func:`pyro_lvm.load`."""
     state = files.read(
-        path, "result", ["data", "params", "losses", "target", "path", "validation", "seconds", "seed", "compiled"]
+        path,
+        "result",
+        [
+            "data",
+            "params",
+            "losses",
+            "target",
+            "path",
+            "validation",
+            "seconds",
+            "seed",
+            "compiled",
+            "restarts",
+            "climb",
+        ],
     )
     with randomness.seeded(state["seed"]):
         program = Program(model, guide, Data(arguments_of(model, data), rows), None, model_kwargs, plate)

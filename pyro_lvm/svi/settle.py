@@ -97,6 +97,7 @@ def settle(
     while step < _MOST_STEPS and not interrupted():
         for group in eager.optimizer.param_groups:
             group["lr"] = rate
+        length = min(length, _MOST_STEPS - step)
         points, stop = list[dict[str, Tensor]](), step + length
         spacing = max(1, length // (2 * _POINTS))
         try:
