@@ -3,6 +3,8 @@
 from pyro_lvm import elbo, flows, guides, models, plots, transforms
 from pyro_lvm.diagnostics.against import against
 from pyro_lvm.diagnostics.agreement import Agreement
+from pyro_lvm.diagnostics.calibrate import calibrate
+from pyro_lvm.diagnostics.calibration import Calibration
 from pyro_lvm.diagnostics.compare_elbos import compare_elbos
 from pyro_lvm.diagnostics.compare_models import compare_models
 from pyro_lvm.diagnostics.diagnose import diagnose
@@ -27,6 +29,7 @@ from pyro_lvm.version import __version__ as __version__
 
 __all__ = [
     "Agreement",
+    "Calibration",
     "Diagnosis",
     "ELBOComparison",
     "EMResult",
@@ -43,6 +46,7 @@ __all__ = [
     "SVIResult",
     "StopWhenFlat",
     "against",
+    "calibrate",
     "compare_elbos",
     "compare_models",
     "diagnose",

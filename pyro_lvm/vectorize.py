@@ -42,7 +42,7 @@ def repeat(fn: Callable[..., Any], num_draws: int, *per_draw: Any, width: int = 
     with torch.no_grad():
         chunk = max(1, min(num_draws, _NUMBERS_AT_ONCE // (largest.numbers * width)))
         try:
-            return _at_a_time(fn, num_draws, chunk, *per_draw)
+            return at_a_time(fn, num_draws, chunk, *per_draw)
         except Exception as error:  # whatever vmap refuses; what is wrong with the program itself the loop raises again
             _log.info("draws are made one by one, since vmap refused the program: %s", error)
             randomness.set_state(state)
@@ -68,7 +68,7 @@ def each_draw(fn: Callable[[], Any], num_draws: int, vectorizes: bool | None) ->
         return _stack([fn() for _ in range(num_draws)]), False
     state = randomness.get_state() if vectorizes is None else None
     try:
-        return _at_a_time(fn, num_draws, num_draws), True
+        return at_a_time(fn, num_draws, num_draws), True
     except Exception as error:
         if state is None:
             raise
@@ -77,7 +77,9 @@ def each_draw(fn: Callable[[], Any], num_draws: int, vectorizes: bool | None) ->
         return _stack([fn() for _ in range(num_draws)]), False
 
 
-def _at_a_time(fn: Callable[..., Any], num_draws: int, chunk: int, *per_draw: Any) -> Any:
+def at_a_time(fn: Callable[..., Any], num_draws: int, chunk: int, *per_draw: Any) -> Any:
+    """The batched call of :func:`repeat`, so many draws at a time; it raises where vmap refuses the program."""
+
     def each(index: Tensor, *arguments: Any) -> Any:
         with _OwnNoise(index):
             return fn(*arguments)

@@ -5,7 +5,7 @@ that it is given, or into those of a new figure, and changes no global setting o
 """
 
 from pyro_lvm.plots.axes import COLORS
-from pyro_lvm.plots.checks import pareto_k, predictions, uniformity
+from pyro_lvm.plots.checks import pareto_k, predictions, ranks, uniformity
 from pyro_lvm.plots.curves import curves, dots
 from pyro_lvm.plots.fits import intervals, losses, standardized
 from pyro_lvm.plots.latents import images, latent_map, mixture, similarity, units
@@ -21,6 +21,7 @@ __all__ = [
     "mixture",
     "pareto_k",
     "predictions",
+    "ranks",
     "similarity",
     "standardized",
     "uniformity",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.stats import binom
 
 from pyro_lvm.plots.axes import COLORS, array, axes, plain
 
@@ -55,9 +56,7 @@ def uniformity(values: Any, ax: Axes | None = None) -> Axes:
     Raises:
         ValueError: for other shapes, and values that are no probabilities.
     """
-    values = np.sort(array("values", values, "N"))
-    if not len(values) or not (values[0] >= 0 and values[-1] <= 1):
-        raise ValueError("values: expected probabilities, from 0 to 1")
+    values = np.sort(_probabilities(values))
     ax = axes(ax, (5, 3.5))
     band = _KOLMOGOROV / np.sqrt(len(values))
     ax.axhspan(-band, band, color="#E4E4E4", zorder=0)
@@ -65,6 +64,38 @@ def uniformity(values: Any, ax: Axes | None = None) -> Axes:
     ax.plot(grid, np.searchsorted(values, grid, "right") / len(values) - grid, color=COLORS[0])
     ax.set(xlabel="probability of a smaller value", ylabel="share below, less expected", xlim=(0, 1))
     return plain(ax)
+
+
+def ranks(values: Any, ax: Axes | None = None) -> Axes:
+    """A histogram of ranks of true values among posterior draws, as probabilities: flat for a calibrated posterior.
+
+    The band is the one in which 95% of the bins' counts lie, if the ranks are uniform.
+
+    Args:
+        values: ``[J]``, between 0 and 1.
+        ax: Axes to draw into.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ValueError: for other shapes, and values that are no probabilities.
+    """
+    values = _probabilities(values)
+    ax = axes(ax, (5, 3.5))
+    bins = int(np.clip(len(values) // 25, 2, 20))
+    low, high = binom.interval(0.95, len(values), 1 / bins)
+    ax.axhspan(low, high, color="#E4E4E4", zorder=0)
+    ax.hist(values, bins=bins, range=(0, 1), color=COLORS[0], alpha=0.8)
+    ax.set(xlabel="rank", ylabel="simulations", xlim=(0, 1))
+    return plain(ax)
+
+
+def _probabilities(values: Any) -> np.ndarray:
+    values = array("values", values, "N")
+    if not len(values) or not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError("values: expected probabilities, from 0 to 1")
+    return values
 
 
 def predictions(names: Sequence[str], observed: Any, replicated: Sequence[Any], ax: Axes | None = None) -> Axes:
