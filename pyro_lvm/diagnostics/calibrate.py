@@ -93,14 +93,15 @@ def calibrate(
     with randomness.one_at_a_time, randomness.seeded(seed), unchanged(model, guide):
         held = Data(arguments_of(model, data), rows)
         program = Program(model, guide, held, None, model_kwargs, plate)
-        _check(program)
-        places = _places(program)
+        model_alone = program.bind(program.parameters.start(), program.model)
+        _check(program, model_alone)
+        places = _places(program, model_alone)
 
         def arguments(observed: Draws) -> tuple[Any, ...]:
             given = dict(zip(places, (observed[name] for name in places.values()), strict=True))
             return tuple(given.get(i, argument) for i, argument in enumerate(held.args))
 
-        latents, observed = _simulated(program, num_simulations)
+        latents, observed = _simulated(program, model_alone, num_simulations)
         values: dict[str, Tensor] = {}
         if program.parameters.constraints:
             objective = Objective(model, program.guide, elbo, plate=plate, model_kwargs=model_kwargs)
@@ -116,20 +117,20 @@ def calibrate(
             trace = program.parameters.call(values, run, *arguments(observed), **program.model_kwargs)
             return {name: trace.nodes[name]["value"] for name in latents}
 
-        below = {name: torch.zeros(value.shape, dtype=torch.float64) for name, value in latents.items()}
+        below, equal = ({name: torch.zeros(value.shape) for name, value in latents.items()} for _ in range(2))
         finite = torch.ones(num_simulations, dtype=torch.bool)
         with program.parameters.evaluating():
             for _ in range(num_draws):
                 for name, drawn in repeat(once, num_simulations, values, observed).items():
-                    truth = latents[name]
-                    ties = torch.rand(truth.shape) < 0.5
-                    below[name] += ((drawn < truth) | ((drawn == truth) & ties)).double()
+                    below[name] += drawn < latents[name]
+                    equal[name] += drawn == latents[name]
                     finite &= drawn.isfinite().reshape(num_simulations, -1).all(-1)
-        ranks = {name: rank[finite] for name, rank in below.items()}
+        places_among_equals = {name: (torch.rand(n.shape) * (n + 1)).floor() for name, n in equal.items()}
+        ranks = {name: (rank + places_among_equals[name])[finite] for name, rank in below.items()}
     return Calibration(ranks, num_draws, int((~finite).sum()), seed, time.perf_counter() - began)
 
 
-def _check(program: Program) -> None:
+def _check(program: Program, model: Callable) -> None:
     """Refuse models from which nothing can be simulated.
 
     Raises:
@@ -138,7 +139,7 @@ def _check(program: Program) -> None:
     if not program.sites.latent:
         raise ValueError("the model has no latent site that a guide covers, so that there is nothing to calibrate")
     args, kwargs = program.example, program.model_kwargs
-    refuse_improper_priors(sample_sites(prior_trace(program.model, *args, **kwargs)))
+    refuse_improper_priors(sample_sites(prior_trace(model, *args, **kwargs)))
     own = Parameters({"model": program.model}, lambda: prior_trace(program.model, *args, **kwargs).log_prob_sum())
     if own.constraints:
         raise ValueError(
@@ -147,9 +148,9 @@ def _check(program: Program) -> None:
         )
 
 
-def _places(program: Program) -> dict[int, str]:
+def _places(program: Program, model: Callable) -> dict[int, str]:
     """The arguments that hold observations, and the names of their sites."""
-    sites = sample_sites(prior_trace(program.model, *program.example, **program.model_kwargs))
+    sites = sample_sites(prior_trace(model, *program.example, **program.model_kwargs))
     found = {}
     for name in program.sites.observed:
         value = sites[name]["value"]
@@ -169,12 +170,12 @@ def _is_same(argument: Tensor, value: Tensor) -> bool:
     return argument is value or (argument.data_ptr() == value.data_ptr() and argument.shape == value.shape)
 
 
-def _simulated(program: Program, num_simulations: int) -> tuple[Draws, Draws]:
+def _simulated(program: Program, model: Callable, num_simulations: int) -> tuple[Draws, Draws]:
     """Latents from the prior and observations given them, ``[J, ...]`` each."""
 
     def once() -> tuple[Draws, Draws]:
         with Uncondition(program.sites.observed):
-            trace = prior_trace(program.model, *program.example, **program.model_kwargs)
+            trace = prior_trace(model, *program.example, **program.model_kwargs)
         latents, observed = program.sites.latent, program.sites.observed
         return tuple({name: trace.nodes[name]["value"] for name in names} for names in (latents, observed))  # type: ignore[return-value]
 

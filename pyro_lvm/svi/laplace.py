@@ -64,7 +64,7 @@ def find_mode(loss: Loss, start: Tensor) -> Mode | None:
         if not (math.isfinite(value) and torch.isfinite(slope).all() and torch.isfinite(hessian).all()):
             return None
         curvature = hessian.diagonal().abs()
-        unit = torch.diag(curvature.clamp(min=1e-8 * curvature.max().item()))
+        unit = torch.diag(torch.where(curvature > 0, curvature, curvature.max()))
         while True:
             factor, failed = torch.linalg.cholesky_ex(hessian + damping * unit)
             if not failed:
@@ -126,5 +126,7 @@ def _expanded(loss: Loss, point: Tensor) -> tuple[float, Tensor, Tensor]:
     value = loss(leaf)
     (slope,) = torch.autograd.grad(value, leaf, create_graph=True)
     each = torch.eye(len(leaf), dtype=leaf.dtype, device=leaf.device)
-    (hessian,) = torch.autograd.grad(slope, leaf, each, is_grads_batched=True)
+    hessian = torch.zeros_like(each)
+    if slope.requires_grad:  # as no slope of a straight line does
+        (hessian,) = torch.autograd.grad(slope, leaf, each, is_grads_batched=True)
     return value.item(), slope.detach().double(), 0.5 * (hessian + hessian.T).detach().double()

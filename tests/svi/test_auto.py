@@ -1,0 +1,228 @@
+"""The guide that climbs: where it stops, what it tells, and that its draws are those of the posterior."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+
+import pyro_lvm as lvm
+from pyro_lvm.guides import FlowGuide
+
+X = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)) @ torch.tensor([[1.0, 0.0], [900.0, 300.0]])
+Y = X @ torch.tensor([0.5, 0.01]) + torch.randn(60, generator=torch.Generator().manual_seed(1))
+
+
+def regression(X, y=None):
+    """Normal-normal, its predictors of very different sizes."""
+    b = pyro.sample("b", dist.Normal(torch.zeros(2), 10.0).to_event(1))
+    with pyro.plate("rows", len(X)):
+        pyro.sample("y", dist.Normal(X @ b, 1.0), obs=y)
+
+
+def exact(X, y):
+    precision = X.double().T @ X.double() + torch.eye(2).double() / 100
+    covariance = torch.linalg.inv(precision)
+    return covariance @ (X.double().T @ y.double()), covariance
+
+
+def auto(model, *data, **options):
+    return lvm.fit(model, "auto", *data, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def fit():
+    return auto(regression, X, Y)
+
+
+def test_a_conjugate_posterior_of_bad_scales_is_found_by_a_full_rank_guide(fit):
+    mean, covariance = exact(X, Y)
+    assert fit.climb.guide == "full_rank"
+    posterior = fit.posterior()["b"]
+    sds = covariance.diagonal().sqrt()
+    assert ((posterior.mean.double() - mean) / sds).abs().max() < 0.05
+    assert (posterior.stddev.double() / sds - 1).abs().max() < 0.05
+    draws = fit.sample(4_000)["b"].double()
+    assert ((draws.mean(0) - mean) / sds).abs().max() < 5 / 4_000**0.5
+    assert (torch.cov(draws.T)[0, 1] / covariance[0, 1]).item() == pytest.approx(1, abs=0.1)
+
+
+def test_the_way_is_told(fit):
+    assert [step.guide for step in fit.climb.steps] == ["laplace", "mean_field", "full_rank"]
+    laplace, mean_field, full_rank = fit.climb.steps
+    assert "8 of 8 starts" in laplace.note
+    assert mean_field.verdict == "skipped"
+    assert "standard deviation would be" in mean_field.note
+    assert full_rank.verdict == "good"
+    assert full_rank.khat < 0.7
+    assert full_rank.num_steps == len(fit.losses)
+    rates = [epoch.learning_rate for epoch in full_rank.epochs]
+    assert rates == sorted(rates, reverse=True)
+    assert [line.strip() for line in str(fit).splitlines() if "mean_field" in line] == [str(mean_field)]
+    ax = fit.climb.plot()
+    assert ax.get_ylabel() == "ELBO (nats)"
+
+
+def test_the_same_seed_takes_the_same_way(fit):
+    again = auto(regression, X, Y)
+    assert again.climb.steps[-1].epochs == fit.climb.steps[-1].epochs
+    assert all(torch.equal(again.params[name], value) for name, value in fit.params.items())
+
+
+def test_what_is_saved_is_read(fit, tmp_path):
+    fit.save(tmp_path / "fit.pt")
+    read = lvm.load(tmp_path / "fit.pt", regression, "auto", X, Y)
+    assert read.climb.guide == "full_rank"
+    assert read.climb.steps[-1].epochs == fit.climb.steps[-1].epochs
+    assert torch.equal(read.sample(10)["b"], fit.sample(10)["b"])
+
+
+def test_predictions_and_arviz_take_the_resampled_draws(fit):
+    assert fit.resamples
+    drawn = lvm.to_arviz(fit, num_draws=50).posterior["b"].to_numpy()[0]
+    assert torch.equal(torch.from_numpy(drawn), fit.sample(50)["b"])
+    assert fit.predict(X[:3], num_draws=20)["y"].shape == (20, 3)
+
+
+def test_independent_latents_end_at_the_mean_field():
+    def model(y):
+        with pyro.plate("rows", len(y)):
+            m = pyro.sample("m", dist.Normal(0.0, 2.0))
+            pyro.sample("y", dist.Normal(m, 1.0), obs=y)
+
+    y = torch.tensor([-1.0, 0.0, 3.0])
+    result = auto(model, y)
+    assert result.climb.guide == "mean_field"
+    assert isinstance(result._program.guide, AutoNormal)
+    torch.testing.assert_close(result.posterior()["m"].mean, 0.8 * y, atol=0.03, rtol=0)
+    torch.testing.assert_close(result.posterior()["m"].stddev, torch.full((3,), 0.8**0.5), atol=0.03, rtol=0)
+
+
+def banana():
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(x**2, 0.5))
+
+
+@pytest.mark.slow
+def test_a_banana_takes_a_flow():
+    """E[y] = 1, Var[y] = 2.25."""
+    result = auto(banana)
+    assert result.climb.guide == "flow"
+    assert isinstance(result._program.guide, FlowGuide)
+    y = result.sample(10_000)["y"]
+    assert y.mean().item() == pytest.approx(1.0, abs=0.1 * 1.5)
+    assert y.std().item() == pytest.approx(1.5, rel=0.1)
+
+
+def test_a_second_mode_puts_a_fit_in_doubt():
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 3.0))
+        pyro.sample("y", dist.Normal(x**2, 0.5), obs=torch.tensor(9.0))
+
+    result = auto(model)
+    assert result.climb.other_modes == pytest.approx(0.5, abs=0.01)
+    report = lvm.diagnose(result, num_draws=1_000)
+    assert report.verdict == "doubtful"
+    assert "modes that were not taken" in report.summary()
+
+
+def test_parameters_of_the_model_move_along():
+    """The maximum of the marginal likelihood y ~ Normal(mu, 2)."""
+
+    def model(y):
+        mu = pyro.param("mu", torch.tensor(0.0))
+        with pyro.plate("rows", len(y)):
+            z = pyro.sample("z", dist.Normal(mu, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    y = torch.tensor([1.0, 2.0, 3.0, 6.0])
+    assert auto(model, y).params["mu"].item() == pytest.approx(3.0, abs=0.05)
+
+
+def test_enumerated_sites_are_summed_out():
+    """The share of heads among two coins, by a grid."""
+
+    def model(y):
+        p = pyro.sample("p", dist.Beta(2.0, 2.0))
+        with pyro.plate("rows", len(y)):
+            z = pyro.sample("z", dist.Bernoulli(p), infer={"enumerate": "parallel"})
+            pyro.sample("y", dist.Normal(2 * z, 1.0), obs=y)
+
+    y = torch.tensor([0.1, -0.3, 2.2, 1.9, 2.5, 1.0])
+    grid = torch.linspace(0.0005, 0.9995, 1_000).double()
+    of = [dist.Normal(loc, 1.0).log_prob(y.double()).exp() for loc in (0.0, 2.0)]
+    density = (grid * (1 - grid)) * (grid[:, None] * of[1] + (1 - grid[:, None]) * of[0]).prod(-1)
+    mean = (grid * density).sum() / density.sum()
+    sd = (((grid - mean) ** 2 * density).sum() / density.sum()).sqrt()
+    p = auto(model, y).sample(4_000)["p"].double()
+    assert ((p.mean() - mean) / sd).abs() < 0.1
+    assert (p.std() / sd - 1).abs() < 0.1
+
+
+def test_without_a_mode_the_climb_goes_on():
+    def funnel():
+        scale = pyro.sample("scale", dist.HalfCauchy(1.0))
+        with pyro.plate("many", 6):
+            pyro.sample("x", dist.Normal(0.0, scale))
+
+    result = auto(funnel)
+    assert result.climb.steps[0].verdict == "failed"
+    assert len(result.climb.steps) > 1
+    assert result.sample(10)["x"].shape == (10, 6)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("num_steps", 100),
+        ("optim", 0.1),
+        ("batch_size", 5),
+        ("sample_weight", torch.ones(60)),
+        ("init", {}),
+        ("num_restarts", 2),
+        ("elbo", lvm.elbo.Trace_ELBO(2)),
+        ("callbacks", [print]),
+    ],
+)
+def test_what_it_chooses_cannot_be_given(option, value):
+    with pytest.raises(ValueError, match=f"leave out {option}="):
+        auto(regression, X, Y, **{option: value})
+
+
+def test_models_without_continuous_latents_are_refused():
+    with pytest.raises(ValueError, match="has nothing to cover"):
+        auto(lambda: pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0)))
+
+
+def test_it_is_no_guide_elsewhere():
+    with pytest.raises(ValueError, match=r"pass it to pyro_lvm\.fit"):
+        lvm.Objective(regression, "auto").init(X, Y)
+
+
+def test_every_guide_that_fails_is_told():
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("never", x * torch.inf)
+
+    with pytest.raises(ValueError, match="no guide could be fitted"):
+        auto(model)
+
+
+@pytest.mark.slow
+def test_many_latents_take_a_low_rank_guide():
+    """A Gaussian of 1,100 numbers with one common direction, z_i = s_i (u + e_i)."""
+    scales = torch.logspace(-2, 2, 1_100)
+
+    def model():
+        u = pyro.sample("u", dist.Normal(0.0, 1.0))
+        pyro.sample("z", dist.Normal(u * scales, scales).to_event(1))
+
+    result = auto(model)
+    assert result.climb.guide == "low_rank"
+    z = result.guide and result.sample(2_000)["z"] / scales
+    assert z.mean(0).abs().max() < 0.2
+    assert (z.std(0) / 2**0.5 - 1).abs().mean() < 0.15
+
+
+def test_a_full_rank_guide_comes_of_it(fit):
+    assert isinstance(fit._program.guide, AutoMultivariateNormal)

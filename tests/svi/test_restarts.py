@@ -1,0 +1,91 @@
+"""Several fits in one call."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import pyro_lvm as lvm
+
+
+def two_modes():
+    """The mode at 4 has nine tenths of the mass."""
+    x = pyro.sample("x", dist.Normal(0.0, 4.0))
+    parts = dist.MixtureSameFamily(
+        dist.Categorical(torch.tensor([0.1, 0.9])), dist.Normal(torch.tensor([-4.0, 4.0]), 1.0)
+    )
+    pyro.factor("p", parts.log_prob(x) - dist.Normal(0.0, 4.0).log_prob(x))
+
+
+def quick(model, guide, *data, **options):
+    return lvm.fit(model, guide, *data, progress=False, **{"num_steps": 300, "optim": 0.05, **options})
+
+
+def test_the_best_is_kept_and_the_spread_is_told():
+    result = quick(two_modes, "mean_field", num_restarts=6, seed=3)
+    assert result.restarts.shape == (6,)
+    assert -result.final_loss == result.restarts.max()
+    assert result.sample(1_000)["x"].mean().item() == pytest.approx(4.0, abs=0.3)
+    assert result.restarts.max() - result.restarts.min() > 1.5  # log 9, and noise: a start came to the other mode
+    single = quick(two_modes, "mean_field", seed=result.seed, num_restarts=1)
+    assert single.restarts.tolist() == [-single.final_loss]
+
+
+def test_the_first_is_the_fit_without_restarts():
+    first = quick(two_modes, "mean_field", num_restarts=3).restarts[0]
+    assert first == quick(two_modes, "mean_field").restarts[0]
+
+
+def test_modules_start_each_fit_where_they_are_and_end_at_the_best():
+    y = torch.tensor([1.0, 3.0])
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.tensor(0.0))
+
+        def forward(self, y):
+            with pyro.plate("rows", len(y)):
+                pyro.sample("y", dist.Normal(self.loc, 1.0), obs=y)
+
+    model = Model()
+    result = quick(model, None, y, num_restarts=3, num_steps=20)
+    assert result.restarts.eq(result.restarts[0]).all()  # nothing is random
+    assert 0 < model.loc.item() < 2
+    assert model.loc.item() == result.params["loc"].item()
+
+
+def test_a_fit_that_fails_counts_for_nothing():
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("half", torch.where(x > 3, torch.nan, 0.0))
+
+    result = quick(model, "mean_field", num_restarts=4, num_steps=50)
+    assert result.restarts.max() > -torch.inf
+
+
+def test_all_that_fail_raise():
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("never", (0 * x).abs().sqrt())  # whose slope is not finite
+
+    with pytest.raises(lvm.NonFiniteError):
+        quick(model, "mean_field", num_restarts=2)
+
+
+def test_a_saved_fit_keeps_them(tmp_path):
+    result = quick(two_modes, "mean_field", num_restarts=2)
+    result.save(tmp_path / "fit.pt")
+    assert torch.equal(lvm.load(tmp_path / "fit.pt", two_modes, "mean_field").restarts, result.restarts)
+
+
+def test_a_checkpoint_keeps_one_fit(tmp_path):
+    with pytest.raises(ValueError, match="checkpoint= keeps one fit"):
+        quick(two_modes, "mean_field", num_restarts=2, checkpoint=tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5])
+def test_a_number_of_restarts_is_a_count(number):
+    with pytest.raises((ValueError, TypeError), match="num_restarts"):
+        quick(two_modes, "mean_field", num_restarts=number)
