@@ -16,7 +16,7 @@ from pyro_lvm.diagnostics.predictive_checks import (
     Statistic,
 )
 from pyro_lvm.diagnostics.replications import examine_predictions
-from pyro_lvm.importance import mean_of
+from pyro_lvm.importance import evidence_of, mean_of
 from pyro_lvm.result import Result
 from pyro_lvm.verdict.judge import judge, lacks_posterior
 from pyro_lvm.verdict.weights import Weights, draw_weighted
@@ -77,11 +77,16 @@ def diagnose(
         missing["posterior"] = reason
     else:
         verdict = judge(result, num_draws, seed, result.resamples)
-        parts["khat"], parts["marginals"], drawn = verdict
-        useful = verdict.useful
-        parts["evidence"] = evidence = result.evidence(len(drawn.joint), seed=seed)
-        parts["elbo"] = mean_of(evidence.log_weights)
+        khat, marginals, why_not, drawn = verdict
+        parts |= {"khat": khat, "marginals": marginals, "elbo": mean_of(drawn.joint)}
+        useful = khat.useful
+        # where nothing is shared, rows have an evidence each
+        parts["evidence"] = evidence_of(drawn.marginal) if khat.each else result.evidence(len(drawn.joint), seed=seed)
+        if why_not:
+            missing["marginals"] = why_not
         try:
+            if marginals is not None and marginals.collapsed.any():
+                raise ValueError("the guide has collapsed to a point, where draws cannot be weighed")
             drawn = _by_row(result, drawn, min(num_draws, _NUM_LOO), seed)
             parts["loo"] = leave_one_out(drawn)
         except ValueError as error:

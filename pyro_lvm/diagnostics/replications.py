@@ -52,7 +52,7 @@ def examine_predictions(
         one = {name: value[chosen].expand_as(value) for name, value in latents.items()}
         kept = replicated(result, one, 1)
         data = _rows_first(result, held, {name: held[name]["value"][None] for name in kept})
-        rows = None if weights is None or weights.rows is None else weights.rows.shape[1:]
+        rows = None if weights is None or weights.rows is None else (weights.num_rows,)
         single = [name for name, y in data.items() if y[0].shape == rows]
         at_once = max(1, _NUMBERS_AT_ONCE // numbers)
         many: list[Quantities] = []
@@ -65,12 +65,12 @@ def examine_predictions(
                 drawn = _rows_first(result, held, replicated(result, part, count))
                 found.append(quantities(drawn, statistics))
                 if given is latents:
-                    ranked.append({name: drawn[name] for name in single})
+                    ranked.append({name: drawn[name][:, weights.kept] for name in single} if weights else {})
         calibrated = weights is not None and not set(sites.latent) <= set(sites.local)
         checks = check_predictions(quantities(data, statistics), _joined(many), _joined(at_one), calibrated)
         if weights is None:
             return (), checks
-        return tuple(pit(name, weights, y, data[name][0]) for name, y in _joined(ranked).items()), checks
+        return tuple(pit(name, weights, y, data[name][0][weights.kept]) for name, y in _joined(ranked).items()), checks
 
 
 def _joined(parts: Sequence[Mapping[Any, Tensor]]) -> dict[Any, Tensor]:
