@@ -69,7 +69,8 @@ class Result:
             seed: Of the draws; the fit's, if None.
             correct: "psis" to draw ten times as many, or a thousand, and resample them by Pareto-smoothed importance
                 weights, which takes away the error of a guide that is near the posterior. Where every latent belongs
-                to a row, rows are resampled one by one.
+                to a row, rows are resampled one by one, and else all latents together, if the weights of five more
+                runs allow it.
 
         Returns:
             For each latent site a tensor ``[S, ...]``.

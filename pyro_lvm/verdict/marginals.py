@@ -121,8 +121,8 @@ class Marginals:
         found = []
         for site, of in sites.items():
             if self.collapsed[of].any():
-                how = "has" if self.collapsed[of].all() else f"in {self.collapsed[of].sum()} of {len(of)} numbers, has"
-                found.append(Finding("posterior", "bad", f"{site}: the guide {how} collapsed to a point", RICHER))
+                how = "" if self.collapsed[of].all() else f" in {self.collapsed[of].sum()} of {len(of)} numbers"
+                found.append(Finding("posterior", "bad", f"{site}: the guide has collapsed to a point{how}", RICHER))
                 del grades[site]
         if not self.corrected:
             text = "means and sds: the weights cannot be used, and no chains could be run, so that nothing tells"

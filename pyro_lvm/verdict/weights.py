@@ -164,7 +164,7 @@ def _spared(outside: Tensor, rows: Tensor) -> Tensor:
 def _by_prior(result: Result, args: tuple[Any, ...], shared: poutine.Trace) -> tuple[Tensor, Tensor]:
     """log p(x_i | g) of each row, its latents drawn from their prior, and the bias that was taken off, ``[N]``.
 
-    The logarithm of a mean is biased down by half its relative variance.
+    Rows are left out by its reciprocal, and that of a mean is too large by the mean's relative variance.
 
     Raises:
         ValueError: if the density of a latent depends on an enumerated site, so that the likelihood is no factor.
@@ -181,5 +181,5 @@ def _by_prior(result: Result, args: tuple[Any, ...], shared: poutine.Trace) -> t
             trace.remove_node(name)
         found.append(terms.by_row(log_density(trace), (program.sites.row_plate.name,))[1])
     value, error = log_mean_and_error([torch.stack([rows for rows in found if rows is not None])])
-    bias = torch.where(value == -math.inf, 0.0, error.square() / 2)
+    bias = torch.where(value == -math.inf, 0.0, error.square())
     return value + bias, bias
