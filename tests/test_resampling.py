@@ -133,7 +133,7 @@ def test_the_median_of_five_large_runs_decides_however_few_draws_are_asked_for(m
         return joint_khats
 
     monkeypatch.setattr(resampling, "joint_khats", found(0.1, 0.9, 0.2, 0.8, 0.75))
-    with pytest.raises(ValueError, match="of all latents together have a Pareto k of 0.75"):
+    with pytest.raises(ValueError, match=r"of all latents together have a Pareto k of 0\.75"):
         result.sample(100, correct="psis")
     monkeypatch.setattr(resampling, "joint_khats", found(0.1, 0.9, 0.2, 0.8, 0.6))
     assert result.sample(100, correct="psis")["mu"].shape == (100,)

@@ -21,7 +21,7 @@ from pyro_lvm.verdict.points import collapsed
 from pyro_lvm.verdict.weights import Weights, draw_weighted, integrates, num_latents
 
 _FEW = 100  # numbers that are weighed together
-_NESTED = 10  # times fewer draws where the latents of each row are integrated out
+_NESTED = 10  # times fewer draws where latents of rows are more, and are to be integrated out
 
 
 class Verdict(NamedTuple):
@@ -62,7 +62,7 @@ def judge(result: Result, num_draws: int, seed: int, resamples: bool) -> Verdict
 
     Args:
         result: The fit.
-        num_draws: In each of five runs; a tenth of it where the latents of rows are integrated out.
+        num_draws: In each of five runs; a tenth of it where there are more than 100 latent numbers, some of rows.
         seed: Of the draws.
         resamples: Whether it is the draws resampled by their weights that are graded, if these are useful.
     """

@@ -128,15 +128,14 @@ class Marginals:
             text = "means and sds: the weights cannot be used, and no chains could be run, so that nothing tells"
             advice = "a smaller model or a subset of its rows"
             return found + [Finding("posterior", "unknown", text, advice)] * bool(grades)
-        by = " and ".join(self.corrected)
         for site, of in sites.items():
             if grades.get(site, "good") != "good":
-                text = f"{site}: {self._worst(of)}, by {by}"
+                text = f"{site}: {self._worst(of)}"
                 found.append(Finding("posterior", grades[site], text, RICHER))
         good = [i for site, of in sites.items() if grades.get(site) == "good" for i in of]
         if good:
             names = ", ".join(site for site, grade in grades.items() if grade == "good")
-            found.append(Finding("posterior", "good", f"{names}: {self._worst(good)}, by {by}"))
+            found.append(Finding("posterior", "good", f"{names}: {self._worst(good)}"))
         return found
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -151,7 +150,8 @@ class Marginals:
 
     def _worst(self, of: list[int]) -> str:
         mean, sd = (max((errors[i] for i in of), key=abs) for errors in (self.mean_errors, self.sd_errors))
-        return f"means are within {abs(mean):.2f} sd, sds within {abs(sd):.0%} (the largest is {sd:+.0%})"
+        by = " and ".join(name for name, moments in self.corrected.items() if not np.isnan(moments.means[of]).all())
+        return f"means are within {abs(mean):.2f} sd, sds within {abs(sd):.0%} (the largest is {sd:+.0%}), by {by}"
 
     def _sites(self) -> dict[str, list[int]]:
         """The places of each site's numbers."""
