@@ -140,7 +140,7 @@ class Marginals:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The numbers that are furthest off, over what the corrections say of them."""
-        errors = np.maximum(abs(self.mean_errors), abs(self.sd_errors))
+        errors = np.fmax(abs(self.mean_errors), abs(self.sd_errors))
         worst = np.argsort(-errors)[:_SHOWN]
         names = [self.names[i] for i in worst]
         ax = plots.standardized(names, self.mean_errors[worst], 1 + self.sd_errors[worst], ax=ax)
