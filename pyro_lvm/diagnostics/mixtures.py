@@ -48,7 +48,7 @@ class Components:
         return self.relabelled.permutations.shape[1]
 
     @property
-    def num_switched(self) -> float:
+    def switched(self) -> float:
         """The share of draws whose components were numbered otherwise than in the most common way."""
         return self.relabelled.switched
 
@@ -88,9 +88,9 @@ class Components:
         if self.dims is None:
             text = f"no dimension of the latents was found to count the states of {self.site!r}"
             return Finding("labels", "unknown", f"{text}: draws are taken as they are")
-        if not self.num_switched:
+        if not self.switched:
             return Finding("labels", "good", "components mean the same in all draws")
-        text = f"labels switched in {self.num_switched:.0%} of the draws: components mean the same after relabelling"
+        text = f"labels switched in {self.switched:.0%} of the draws: components mean the same after relabelling"
         advice = "means of lvm.relabel(...).draws, or what knows no labels, as lvm.posterior_similarity"
         return Finding("labels", "doubtful", text, advice)
 

@@ -56,12 +56,12 @@ def test_labels_that_switch_are_found_and_put_right(result, rows):
     found = examine_mixture(result, S)
     assert found.site == "z"
     assert found.dims == {"locs": (0,), "share": (0,)}
-    assert abs(found.num_switched - SHARE) < 4 * math.sqrt(SHARE * (1 - SHARE) / S)
+    assert abs(found.switched - SHARE) < 4 * math.sqrt(SHARE * (1 - SHARE) / S)
     locs = found.relabelled.draws["locs"]
     assert (locs[:, 0] * locs[0, 0] > 0).all()
     labels, components = found.findings()
     assert (labels.grade, components.grade) == ("doubtful", "good")
-    assert f"labels switched in {found.num_switched:.0%} of the draws" in labels.text
+    assert f"labels switched in {found.switched:.0%} of the draws" in labels.text
     assert "lvm.relabel" in labels.advice
     assert labels.text in str(found)
 
@@ -92,7 +92,7 @@ def test_similarity_of_a_point_is_that_of_scikit_learn(clusters):
     expected = (probs @ probs.mT).fill_diagonal_(1.0)
     assert_close(lvm.posterior_similarity(result).double(), expected, rtol=0, atol=1e-4)
     found = examine_mixture(result)
-    assert found.num_switched == 0.0
+    assert found.switched == 0.0
     assert found.relabelled.draws == {}
     assert [finding.grade for finding in found.findings()] == ["good", "good"]
     assert_close(found.responsibilities.double(), probs, rtol=0, atol=1e-4)
@@ -101,7 +101,7 @@ def test_similarity_of_a_point_is_that_of_scikit_learn(clusters):
 def test_a_single_component_holds_all_rows(clusters):
     result = lvm.fit_em(lvm.models.BayesianGaussianMixture(1, 2).initialize(clusters), clusters, progress=False)
     found = examine_mixture(result, 20)
-    assert (found.dims, found.num_switched) == ({}, 0.0)
+    assert (found.dims, found.switched) == ({}, 0.0)
     assert found.num_effective == pytest.approx(1.0)
     assert_close(found.similarity, torch.ones(50, 50))
 
@@ -155,7 +155,7 @@ def test_components_that_the_model_tells_apart_have_no_dims(prior, rows):
     result = fitted(model, "mean_field", rows)
     found = examine_mixture(result, 20)
     assert found.dims is None
-    assert found.num_switched == 0.0
+    assert found.switched == 0.0
     assert found.findings()[0].grade == "unknown"
     assert "no dimension of the latents" in str(found)
 
