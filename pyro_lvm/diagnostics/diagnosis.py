@@ -125,7 +125,7 @@ class Diagnosis:
         """
         text = page(self.fit, self.verdict, self.findings(), self.plot())
         if path is not None:
-            files.check_writable(path, "path").write_text(text, encoding="utf-8")
+            files.write_text(text, files.check_writable(path, "path"))
         return text
 
     def _repr_html_(self) -> str:
