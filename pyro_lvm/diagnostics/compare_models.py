@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_lvm.checks import check_count, check_seed
 from pyro_lvm.data import fingerprint
 from pyro_lvm.diagnostics.exchangeable import component_site, shared_latents
-from pyro_lvm.diagnostics.loo import LOO, leave_one_out
+from pyro_lvm.diagnostics.loo import LOO, check_rows_apart, leave_one_out
 from pyro_lvm.diagnostics.mixtures import examine_mixture
 from pyro_lvm.diagnostics.model_comparison import ComparedModel, ModelComparison
 from pyro_lvm.draws import sites_of
@@ -251,15 +251,10 @@ def _entropy(result: Result) -> float:
 
 
 def _leave_one_out(result: Result, seen: _Seen, num_draws: int, seed: int | None) -> LOO:
-    sites = result._program.sites
     if seen.fixed:
         raise ValueError(f"the guide puts {seen.fixed[0]!r} at a point and has no density there")
-    if sites.shared_enumerated:
-        raise ValueError(f"the rows depend on the enumerated site {sites.shared_enumerated[0]!r}")
-    weights = draw_weighted(result, num_draws, seed)
-    if weights.rows is None:
-        raise ValueError("the model has no plate that follows the rows of the data" + sites.search)
-    return leave_one_out(weights)
+    check_rows_apart(result._program.sites)
+    return leave_one_out(draw_weighted(result, num_draws, seed))
 
 
 def _labellings(result: Result, seed: int | None) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from pyro_lvm.checks import check_count, check_seed
 from pyro_lvm.diagnostics.codes import examine_codes
 from pyro_lvm.diagnostics.diagnosis import Diagnosis
-from pyro_lvm.diagnostics.loo import leave_one_out
+from pyro_lvm.diagnostics.loo import check_rows_apart, leave_one_out
 from pyro_lvm.diagnostics.mixtures import examine_mixture
 from pyro_lvm.diagnostics.optimisation import examine
 from pyro_lvm.diagnostics.predictive_checks import (
@@ -124,10 +124,7 @@ def _by_row(result: Result, drawn: Weights, num_draws: int, seed: int) -> Weight
         ValueError: that says why rows cannot be left out.
     """
     sites = result._program.sites
-    if sites.row_plate is None:
-        raise ValueError("the model has no plate that follows the rows of the data" + sites.search)
-    if sites.shared_enumerated:
-        raise ValueError(f"the rows depend on the enumerated site {sites.shared_enumerated[0]!r}")
+    check_rows_apart(sites)
     if set(sites.latent) <= set(sites.local):
-        raise ValueError("what rows share is a point, which has seen every row")
+        raise ValueError("rows share no latent; parameters, if there are any, are at a point and have seen every row")
     return draw_weighted(result, num_draws, seed) if drawn.rows is None else drawn

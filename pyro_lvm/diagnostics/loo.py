@@ -13,11 +13,17 @@ from torch import Tensor
 from pyro_lvm import plots
 from pyro_lvm.importance import Estimate, mean_of
 from pyro_lvm.psis import USEFUL, smooth
+from pyro_lvm.sites import Sites
 from pyro_lvm.verdict.finding import Finding
 from pyro_lvm.verdict.weights import Weights
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+_REFIT = (
+    "K-fold cross-validation: fits without a part of the rows, and result.score(*part); a guide of rows' latents must be "
+    "a function of the rows for that"
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class LOO:
         standard_error: See :func:`expanded`.
         p_loo: The effective number of parameters, log p(x_i | x) less the same of a row left out, summed over rows.
         rows: log p(x_i | x_-i) of the rows left out, ``[n]``.
-        pareto_k: Of the weights by which each row is left out, ``[n]``; an estimate is not to be trusted above 0.7.
+        pareto_k: Of the weights by which each row is left out, ``[n]``; an estimate is not to be trusted from 0.7 on.
         num_rows: N.
     """
 
@@ -45,8 +51,8 @@ class LOO:
 
     @property
     def num_unreliable(self) -> int:
-        """Rows whose Pareto k is above 0.7."""
-        return int((self.pareto_k > USEFUL).sum())
+        """Rows whose Pareto k is 0.7 or above."""
+        return int((self.pareto_k >= USEFUL).sum())
 
     @property
     def grade(self) -> str:
@@ -62,8 +68,8 @@ class LOO:
             text += f", by {len(self.rows):,} of {self.num_rows:,} rows"
         if not self.num_unreliable:
             return [Finding("LOO", "good", text)]
-        text += f"; Pareto k above {USEFUL} for {self.num_unreliable:,} of {len(self.rows):,} rows"
-        return [Finding("LOO", self.grade, text, "the score of rows held out of the fit: result.score(*held_out)")]
+        text += f"; Pareto k of {USEFUL} or above for {self.num_unreliable:,} of {len(self.rows):,} rows"
+        return [Finding("LOO", self.grade, text, _REFIT)]
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The Pareto k of each row."""
@@ -91,6 +97,18 @@ def left_out_weights(weights: Weights, corrected: bool = True) -> Iterator[tuple
     spared = weights.spared if corrected else torch.tensor(-math.inf)
     for row in weights.rows.double().unbind(1):
         yield smooth(torch.where(row == -math.inf, spared, posterior - row))
+
+
+def check_rows_apart(sites: Sites) -> None:
+    """Refuse models whose rows cannot be left out one by one.
+
+    Raises:
+        ValueError: that says why.
+    """
+    if sites.row_plate is None:
+        raise ValueError("the model has no plate that follows the rows of the data" + sites.search)
+    if sites.shared_enumerated:
+        raise ValueError(f"the rows depend on the enumerated site {sites.shared_enumerated[0]!r}")
 
 
 def leave_one_out(weights: Weights, corrected: bool = True) -> LOO:

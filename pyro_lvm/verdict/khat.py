@@ -73,7 +73,7 @@ class KHat:
         if high <= 0.01 * len(rows):
             return Finding("k-hat of rows", "good", text)
         grade = "doubtful" if high <= 0.2 * len(rows) else "bad"
-        return Finding("k-hat of rows", grade, text, "a richer guide of the rows' latents, such as VAE(flow=...)")
+        return Finding("k-hat of rows", grade, text, "a richer guide of the rows' latents; of a VAE, flow=")
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The Pareto k of each row's own latents."""

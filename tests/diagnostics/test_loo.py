@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import pyro_lvm as lvm
-from pyro_lvm.diagnostics.loo import leave_one_out
+from pyro_lvm.diagnostics.loo import LOO, leave_one_out
+from pyro_lvm.psis import USEFUL
 from pyro_lvm.verdict import weights as weights_module
 from pyro_lvm.verdict.weights import draw_weighted
 
@@ -200,7 +201,14 @@ def test_unreliable_rows_are_named():
     loo = leave_one_out(draw_weighted(fitted(shared, "mean_field", y, num_steps=1_500, optim=0.05), S))
     assert loo.pareto_k.argmax() == 3
     assert loo.num_unreliable >= 1
-    assert f"Pareto k above 0.7 for {loo.num_unreliable} of 25 rows" in str(loo)
+    assert f"Pareto k of 0.7 or above for {loo.num_unreliable} of 25 rows" in str(loo)
+    assert "K-fold" in loo.findings()[0].advice
+
+
+def test_a_row_at_the_limit_is_not_reliable():
+    """As elsewhere, weights are useful below 0.7."""
+    rows = torch.zeros(3, dtype=torch.float64)
+    assert LOO(0.0, 0.0, 0.0, rows, torch.tensor([0.69, USEFUL, 0.71], dtype=torch.float64)).num_unreliable == 2
 
 
 def test_rows_whose_latents_hang_on_enumerated_sites_have_no_likelihood():
