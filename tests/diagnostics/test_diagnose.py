@@ -317,7 +317,7 @@ def test_own_test_quantities():
     [
         ({"statistics": [torch.mean]}, TypeError, "expected a dict of functions"),
         ({"statistics": {"mean": 3}}, TypeError, "'mean' must be a function"),
-        ({"statistics": {"all": lambda y: y}}, ValueError, "'all' must be a tensor of one number"),
+        ({"statistics": {"all": lambda y: y}}, ValueError, "'all' must return a number"),
         ({"num_draws": 0}, ValueError, "num_draws"),
         ({"seed": -1}, ValueError, "seed"),
     ],

@@ -5,7 +5,7 @@ import torch
 from scipy.stats import kstest
 
 from pyro_lvm.diagnostics.pit import pit
-from pyro_lvm.diagnostics.predictive_checks import STATISTICS, check_predictions, quantities
+from pyro_lvm.diagnostics.predictive_checks import STATISTICS, PredictiveChecks, check_predictions, quantities
 from pyro_lvm.verdict.weights import Weights
 
 S, N = 500, 40
@@ -68,10 +68,46 @@ def test_own_test_quantities():
     (check,) = checks(torch.randn(N), {"share of positives": lambda rows: (rows > 0).double().mean()})
     assert 0 < check.observed < 1
     assert "share of positives of 'y'" in check.findings()[0].text
-    with pytest.raises(ValueError, match=r"'rows' must be a tensor of one number; got shape \[4\]"):
+    with pytest.raises(ValueError, match=r"'rows' must return a number; got shape \[4\]"):
         checks(torch.randn(N), {"rows": lambda rows: rows[:4]})
-    with pytest.raises(ValueError, match="'count' must be a tensor of one number; got 40"):
-        checks(torch.randn(N), {"count": len})
+    with pytest.raises(ValueError, match="'words' must return a number; got 'many'"):
+        checks(torch.randn(N), {"words": lambda rows: "many"})
+
+
+@pytest.mark.parametrize("kind", [float, lambda value: value.numpy(), lambda value: value.reshape(1)])
+def test_numbers_of_all_kinds_are_taken(kind):
+    y = torch.randn(N)
+    (expected,), (found,) = (
+        (torch.manual_seed(4), checks(y, {"mean": statistic}))[1]
+        for statistic in (torch.mean, lambda rows: kind(rows.mean()))
+    )
+    assert (found.observed, found.below) == (expected.observed, expected.below)
+    assert torch.equal(found.replicated, expected.replicated)
+
+
+def test_a_test_quantity_that_fails_is_named():
+    with pytest.raises(ValueError, match=r"'fifty-first' failed on rows \[40\]: index 50 is out of bounds") as info:
+        checks(torch.randn(N), {"fifty-first": lambda rows: rows[50]})
+    assert isinstance(info.value.__cause__, IndexError)
+
+
+def test_what_is_no_number_tells_nothing():
+    """Of the data, as where missing entries are NaN, or of data drawn anew."""
+    y, statistics = torch.randn(N), {**STATISTICS, "nanmean": torch.nanmean}
+    _, *replicated = drawn(y)
+    y[3] = torch.nan
+    parts = (quantities({"y": data}, statistics) for data in (y[None], *replicated))
+    by_name = {check.statistic: check for check in check_predictions(*parts, True).each}
+    found = {name: check.findings()[0] for name, check in by_name.items()}
+    assert {name: finding.grade for name, finding in found.items()} == {
+        **dict.fromkeys(STATISTICS, "unknown"),
+        "nanmean": "good",
+    }
+    assert "mean of 'y' is NaN" in found["mean"].text
+    (roots,) = checks(torch.randn(N), {"roots": lambda rows: (rows - rows.mean() + 2).sqrt().mean()})
+    assert roots.findings()[0].grade == "unknown"
+    assert len(PredictiveChecks((by_name["mean"], by_name["nanmean"])).plot().get_yticklabels()) == 1
+    PredictiveChecks((by_name["mean"],)).plot()
 
 
 def test_ties_share_the_unit_interval():
