@@ -16,8 +16,10 @@ from pyro_lvm.diagnostics.predictive_checks import (
     Statistic,
 )
 from pyro_lvm.diagnostics.replications import examine_predictions
+from pyro_lvm.draws import sites_of
 from pyro_lvm.importance import evidence_of, mean_of
 from pyro_lvm.result import Result
+from pyro_lvm.sparse import is_sparse
 from pyro_lvm.verdict.judge import judge, lacks_posterior
 from pyro_lvm.verdict.weights import Weights, draw_weighted
 
@@ -93,6 +95,10 @@ def diagnose(
             drawn, missing["LOO"] = drawn._replace(rows=None), str(error)
         if parts["loo"] is not None and parts["loo"].grade == "bad":
             drawn, missing["calibration"] = drawn._replace(rows=None), "too many rows cannot be left out by weights"
+    held = sites_of(result, result._arguments(()))
+    for name in result._program.data_sites:
+        if is_sparse(held[name]["value"]):
+            missing[f"predictions of {name!r}"] = "its observations are a sparse table, of which none are drawn anew"
     ranked, checks = examine_predictions(result, drawn, useful, checked, seed)
     return Diagnosis(
         fit=str(result).splitlines()[0],

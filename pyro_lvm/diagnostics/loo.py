@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _REFIT = (
-    "K-fold cross-validation: fits without a part of the rows, and result.score(*part); a guide of rows' latents must be "
-    "a function of the rows for that"
+    "K-fold cross-validation: fits without a part of the rows, and result.score(*part); a guide of rows' latents must "
+    "be a function of the rows for that"
 )
 
 

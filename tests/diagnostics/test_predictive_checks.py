@@ -1,12 +1,16 @@
 """Predictive checks, on a conjugate model whose posterior is drawn from exactly."""
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from scipy.stats import kstest
 
+import pyro_lvm as lvm
 from pyro_lvm.diagnostics.pit import pit
 from pyro_lvm.diagnostics.predictive_checks import STATISTICS, PredictiveChecks, check_predictions, quantities
-from pyro_lvm.verdict.weights import Weights
+from pyro_lvm.diagnostics.replications import examine_predictions
+from pyro_lvm.verdict.weights import Weights, draw_weighted
 
 S, N = 500, 40
 MODEL = torch.distributions.Normal
@@ -154,3 +158,51 @@ def test_ties_are_broken_at_random():
     assert found.p_value > 0.01
     narrow = pit("y", weights, torch.bernoulli(torch.full((S, 400), 0.6)), y)
     assert narrow.findings()[0].grade == "bad"
+
+
+def test_shared_states_are_predicted_by_their_posterior():
+    """Which of two places all rows have is certain given them, and a coin before."""
+
+    def places(y):
+        off = pyro.sample("off", dist.Normal(0.0, 1.0))
+        k = pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(10 * k - 5 + off, 1.0), obs=y)
+
+    def exact(y):
+        """Given that all have the upper place."""
+        precision = 1 + len(y)
+        width = pyro.param("width", torch.tensor(precision**-0.5))
+        pyro.sample("off", dist.Normal((y - 5).sum() / precision, width))
+
+    y = torch.randn(N) + 5
+    result = lvm.fit(places, exact, y, num_steps=1, optim=1e-12, progress=False)
+    weights = draw_weighted(result, S, 0)
+    _, found = examine_predictions(result, weights, True, {"mean": torch.mean}, 0)
+    (check,) = found.each
+    sd = (1 / N + 1 / (1 + N)) ** 0.5  # of the rows' mean, and of where it is
+    centre = (5 + (y - 5).sum() / (1 + N)).item()
+    assert abs(check.replicated.mean() - centre) < 4 * sd / S**0.5
+    assert abs(check.replicated.std() / sd - 1) < 4 / (2 * S) ** 0.5
+
+
+def test_a_site_that_holds_a_parameter_is_no_data():
+    """What follows from it is predicted at the parameter, and not at draws of its prior."""
+
+    def model(y):
+        loc = pyro.sample("loc", dist.Normal(0.0, 100.0), obs=pyro.param("at", torch.tensor(7.0)))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    y = torch.randn(N) + 7
+    result = lvm.fit(model, None, y, num_steps=1, optim=1e-12, progress=False)
+    _, found = examine_predictions(result, None, False, {"mean": torch.mean}, 0)
+    (check,) = found.each
+    assert check.site == "y"
+    draws = len(check.replicated)
+    assert abs(check.replicated.mean() - 7) < 4 / (N * draws) ** 0.5
+    data = lvm.to_arviz(result, 200)
+    for group in ("posterior_predictive", "prior_predictive"):
+        assert set(data[group].data_vars) == {"y"}
+        assert abs(data[group]["y"].values.mean() - 7) < 4 / (N * 200) ** 0.5
+    assert result.predict(num_draws=3).keys() == {"y"}
