@@ -66,21 +66,30 @@ def posterior_draws(result: Result, num_draws: int, seed: int | None) -> Draws:
         return repeat(lambda given: _described(result, args, result._latents(args, given)[0]), num_draws, proposed)
 
 
+def posterior_draws_at(result: Result, latents: Draws, seed: int | None) -> Draws:
+    """The same at latents that are given, ``[S, ...]`` each."""
+    with result._quiet(seed):
+        return repeat(lambda given: _beside(result, given), len(next(iter(latents.values()))), latents)
+
+
 def with_deterministic(result: Result, latents: Draws, most: int) -> Draws:
     """Latents ``[S, ...]``, and the values of deterministic sites that follow, of at most so many numbers together."""
-    args, num_draws = result._arguments(()), len(next(iter(latents.values())))
-
-    def once(given: Draws) -> Draws:
-        return _described(result, args, result._with_enumerated(args, given))
-
+    num_draws = len(next(iter(latents.values())))
     wanted, numbers = set(latents), 0
-    for name, value in repeat(once, 1, {name: value[:1] for name, value in latents.items()}).items():
+    first = repeat(lambda given: _beside(result, given), 1, {name: value[:1] for name, value in latents.items()})
+    for name, value in first.items():
         if name not in latents and name not in result._program.sites.enumerated:
             numbers += value.numel()
             wanted |= {name} if numbers <= most else set()
     if wanted == set(latents):
         return latents
-    return repeat(lambda given: {n: v for n, v in once(given).items() if n in wanted}, num_draws, latents)
+    return repeat(lambda given: {n: v for n, v in _beside(result, given).items() if n in wanted}, num_draws, latents)
+
+
+def _beside(result: Result, latents: Draws) -> Draws:
+    """Given latents, enumerated sites drawn beside them, and the deterministic sites that follow."""
+    args = result._arguments(())
+    return _described(result, args, result._with_enumerated(args, latents))
 
 
 def _described(result: Result, args: tuple[Any, ...], values: Draws) -> Draws:

@@ -250,10 +250,5 @@ def _leave_one_out(result: Result, seen: _Seen, num_draws: int, seed: int | None
 
 
 def _labellings(result: Result, seed: int | None) -> list[str]:
-    """What the evidence may lack where a guide keeps to one numbering of components that have many."""
     found = examine_mixture(result, _NUM_LABELLINGS, seed)
-    if found is None or not found.dims or found.switched:
-        return []
-    K = found.num_components
-    more = f"log p(x) may be up to log {K}! = {math.lgamma(K + 1):.1f} higher"
-    return [f"the guide holds one numbering of {K} components: {more}"]
+    return [found.one_numbering] if found is not None and found.one_numbering else []

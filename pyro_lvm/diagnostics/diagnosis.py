@@ -80,6 +80,8 @@ class Diagnosis:
 
     def _evidence(self, evidence: Evidence, elbo: Estimate) -> Finding:
         text = f"log p(x) is {evidence}, {evidence.value - elbo.value:.2f} nats above the ELBO, {elbo}"
+        if self.components is not None and self.components.one_numbering:
+            text += f"; {self.components.one_numbering}"
         if self.khat is None or self.khat.useful:
             return Finding("evidence", "good", text)
         return Finding("evidence", "doubtful", f"{text}: not to be trusted at this k-hat")

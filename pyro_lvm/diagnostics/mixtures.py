@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -51,6 +52,18 @@ class Components:
     def switched(self) -> float:
         """The share of draws whose components were numbered otherwise than in the most common way."""
         return self.relabelled.switched
+
+    @property
+    def one_numbering(self) -> str:
+        """What the evidence lacks where a guide keeps to one numbering of components that have many; empty elsewhere.
+
+        A guide that has all of them is weighed against all of the posterior.
+        """
+        if not self.dims or self.switched:
+            return ""
+        K = self.num_components
+        more = f"log p(x) may be up to log {K}! = {math.lgamma(K + 1):.1f} higher"
+        return f"the guide holds one numbering of {K} components: {more}"
 
     @cached_property
     def responsibilities(self) -> Tensor:
