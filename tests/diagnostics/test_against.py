@@ -135,20 +135,20 @@ def test_it_takes_results_alone():
 
 @pytest.fixture(scope="module")
 def three_groups():
-    """Three groups of rows by a mixture whose guide is off nowhere, with what follows from the latents."""
+    """Three groups of rows by a mixture, with what follows from the latents."""
 
     def mixture(x):
         locs = pyro.sample("locs", dist.Normal(torch.zeros(3), 5.0).to_event(1))
-        share = pyro.sample("share", dist.Dirichlet(torch.ones(3)))
+        scales = pyro.sample("scales", dist.LogNormal(torch.zeros(3), 0.5).to_event(1))
         pyro.deterministic("squares", locs.square())
         with pyro.plate("rows", len(x)):
-            z = pyro.sample("z", dist.Categorical(share), infer={"enumerate": "parallel"})
-            pyro.sample("x", dist.Normal(Vindex(locs)[..., z], 1.0), obs=x)
+            z = pyro.sample("z", dist.Categorical(torch.ones(3) / 3), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(Vindex(locs)[..., z], Vindex(scales)[..., z]), obs=x)
 
     def guide(x):
         locs = pyro.param("at", torch.tensor([-3.0, 0.0, 3.0]))
         pyro.sample("locs", dist.Normal(locs, 0.3).to_event(1))
-        pyro.sample("share", dist.Dirichlet(torch.tensor([4.0, 9.0, 12.0])))
+        pyro.sample("scales", dist.LogNormal(torch.tensor([-0.5, 0.0, 0.5]), 0.1).to_event(1))
 
     x = torch.randn(30, generator=torch.Generator().manual_seed(0))
     x += torch.tensor([-3.0, 0.0, 3.0])[torch.arange(30) % 3]
@@ -162,13 +162,13 @@ def test_components_are_numbered_as_in_the_reference(three_groups, order):
     own = three_groups.sample(5_000, seed=1)
     reference = {
         "locs": own["locs"][:, order],
-        "share": own["share"][:, order],
+        "scales": own["scales"][:, order],
         "squares": own["locs"][:, order].square(),
         "z": torch.tensor(order).argsort()[own["z"]],
     }
     found = lvm.against(three_groups, reference, num_draws=5_000, seed=2)
     means = dict(zip(found.names, found.mean_errors, strict=True))
-    assert {"locs[0]", "share[0]", "squares[0]", "z[0]"} <= means.keys()
+    assert {"locs[0]", "scales[0]", "squares[0]", "z[0]"} <= means.keys()
     assert found.largest_mean_error < 4.5 * (2 / 5_000) ** 0.5
     if order == [0, 1, 2]:
         plain = compare(draws_by_name(posterior_draws(three_groups, 5_000, 2)), draws_by_name(reference))

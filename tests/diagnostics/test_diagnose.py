@@ -82,7 +82,8 @@ def test_a_hopeless_guide_is_bad_by_moves_alone():
     assert list(found.marginals.corrected) == ["Hamiltonian moves"]
     assert found.verdict == "bad"
     assert grades(found, "evidence") == ["doubtful"]
-    assert "to try next" in found.summary()
+    advice = found.summary().partition("to try next:\n  ")[2]
+    assert advice.startswith("more steps, if the loss was still falling; a richer guide")
 
 
 def test_words_picture_and_page(tmp_path):

@@ -107,6 +107,7 @@ def test_a_single_component_holds_all_rows(clusters):
     assert_close(found.similarity, torch.ones(50, 50))
 
 
+@pytest.mark.slow
 def test_evidence_lacks_the_other_numberings(rows):
     """By log 2 of two components, of which the guide is exact but for knowing one numbering."""
 
