@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import Transform, biject_to
 
 from pyro_lvm.guides import lacks_density
 from pyro_lvm.importance import weigh
@@ -35,9 +35,8 @@ class EvaluatedDraws(NamedTuple):
 
     Attributes:
         values: Each latent site, enumerated and deterministic ones too, ``[S, ...]``.
-        unconstrained: Each continuous latent site, in the space in which guides draw it, ``[S, ...]``.
-        predictions: Each observed site, drawn anew, ``[S, ...]``; none whose observations are a sparse table.
-        log_likelihood: log p of each observed site, ``[S, N]`` inside the row plate and ``[S]`` outside it; without a
+        predictions: Each site with data, drawn anew, ``[S, ...]``; none whose observations are a sparse table.
+        log_likelihood: log p of each site with data, ``[S, N]`` inside the row plate and ``[S]`` outside it; without a
             row plate ``[S, ...]``, a number for each element of the site's batch.
         log_joint: log p of all sites together, ``[S]``.
         log_guide: log q of what the guide drew, ``[S]``.
@@ -47,7 +46,6 @@ class EvaluatedDraws(NamedTuple):
     """
 
     values: Draws
-    unconstrained: Draws
     predictions: Draws
     log_likelihood: Draws
     log_joint: Tensor
@@ -68,21 +66,30 @@ def posterior_draws(result: Result, num_draws: int, seed: int | None) -> Draws:
         return repeat(lambda given: _described(result, args, result._latents(args, given)[0]), num_draws, proposed)
 
 
+def posterior_draws_at(result: Result, latents: Draws, seed: int | None) -> Draws:
+    """The same at latents that are given, ``[S, ...]`` each."""
+    with result._quiet(seed):
+        return repeat(lambda given: _beside(result, given), len(next(iter(latents.values()))), latents)
+
+
 def with_deterministic(result: Result, latents: Draws, most: int) -> Draws:
     """Latents ``[S, ...]``, and the values of deterministic sites that follow, of at most so many numbers together."""
-    args, num_draws = result._arguments(()), len(next(iter(latents.values())))
-
-    def once(given: Draws) -> Draws:
-        return _described(result, args, result._with_enumerated(args, given))
-
+    num_draws = len(next(iter(latents.values())))
     wanted, numbers = set(latents), 0
-    for name, value in repeat(once, 1, {name: value[:1] for name, value in latents.items()}).items():
+    first = repeat(lambda given: _beside(result, given), 1, {name: value[:1] for name, value in latents.items()})
+    for name, value in first.items():
         if name not in latents and name not in result._program.sites.enumerated:
             numbers += value.numel()
             wanted |= {name} if numbers <= most else set()
     if wanted == set(latents):
         return latents
-    return repeat(lambda given: {n: v for n, v in once(given).items() if n in wanted}, num_draws, latents)
+    return repeat(lambda given: {n: v for n, v in _beside(result, given).items() if n in wanted}, num_draws, latents)
+
+
+def _beside(result: Result, latents: Draws) -> Draws:
+    """Given latents, enumerated sites drawn beside them, and the deterministic sites that follow."""
+    args = result._arguments(())
+    return _described(result, args, result._with_enumerated(args, latents))
 
 
 def _described(result: Result, args: tuple[Any, ...], values: Draws) -> Draws:
@@ -90,6 +97,19 @@ def _described(result: Result, args: tuple[Any, ...], values: Draws) -> Draws:
     conditioned = poutine.condition(result.model, data=values)
     sites = sample_sites(poutine.trace(conditioned).get_trace(*args, **result._program.model_kwargs))
     return {name: site["value"] for name, site in sites.items() if name in values or _is_deterministic(site)}
+
+
+def with_shared_enumerated(result: Result, latents: Draws) -> Draws:
+    """Latents ``[S, ...]``, and the enumerated sites outside the rows, drawn from their posterior beside each."""
+    args, names = result._arguments(()), result._program.sites.shared_enumerated
+    if latents.keys() >= set(names):
+        return latents
+
+    def once(given: Draws) -> Draws:
+        drawn = result._with_enumerated(args, given)
+        return {name: drawn[name] for name in names}
+
+    return latents | repeat(once, len(next(iter(latents.values()))), latents)
 
 
 def replicated(result: Result, latents: Draws, num_draws: int) -> Draws:
@@ -101,16 +121,16 @@ def replicated(result: Result, latents: Draws, num_draws: int) -> Draws:
         num_draws: S.
 
     Returns:
-        The observed sites but those whose observations are a sparse table.
+        The sites with data but those whose observations are a sparse table.
     """
     args, program = result._arguments(()), result._program
     held = sites_of(result, args)
-    observed = [name for name in program.sites.observed if not is_sparse(held[name]["value"])]
+    observed = [name for name in program.data_sites if not is_sparse(held[name]["value"])]
     shared = {name: value for name, value in latents.items() if name not in program.sites.local}
 
     def once(*given: Draws) -> Draws:
         model = poutine.condition(result.model, data=given[0]) if given else result.model
-        with Uncondition(program.sites.observed):
+        with Uncondition(program.data_sites):
             sites = _run_sites(prior_trace(model, *args, **program.model_kwargs))
         return {name: sites[name]["value"] for name in observed}
 
@@ -118,8 +138,8 @@ def replicated(result: Result, latents: Draws, num_draws: int) -> Draws:
 
 
 def prior_draws(result: Result, num_draws: int, seed: int | None) -> Draws:
-    """Draws of every site of the model at its fitted parameters, observed sites anew, ``[S, ...]`` each."""
-    args, kwargs, observed = result._arguments(()), result._program.model_kwargs, result._program.sites.observed
+    """Draws of every site of the model at its fitted parameters, those with data anew, ``[S, ...]`` each."""
+    args, kwargs, observed = result._arguments(()), result._program.model_kwargs, result._program.data_sites
 
     def once() -> Draws:
         with Uncondition(observed):
@@ -131,7 +151,7 @@ def prior_draws(result: Result, num_draws: int, seed: int | None) -> Draws:
 
 
 def predictions_at(result: Result, args: tuple[Any, ...], params: Draws, seed: int | None) -> Draws:
-    """Draws of every observed site for new inputs, one at each of some parameters ``[S, ...]``."""
+    """Draws of every site with data for new inputs, one at each of some parameters ``[S, ...]``."""
     with result._quiet(seed):
         return repeat(lambda at: _moved(result, at)._predict(args, {}), len(next(iter(params.values()))), params)
 
@@ -175,13 +195,12 @@ def evaluate(result: Result, num_draws: int, seed: int | None, params: Draws | N
         model = poutine.condition(_moved(result, at).model, data=values)
         return _run_sites(poutine.trace(model).get_trace(*args, **kwargs))
 
-    def describe(values: Draws, at: Draws) -> tuple[Draws, Draws, Draws, Draws, Tensor]:
+    def describe(values: Draws, at: Draws) -> tuple[Draws, Draws, Draws, Tensor]:
         sites = run(values, at)
         with Uncondition(observed):
             drawn = run(values, at)
         return (
             {name: site["value"] for name, site in sites.items() if name in values or _is_deterministic(site)},
-            {name: _unconstrained(sites[name]) for name in values if not sites[name]["fn"].support.is_discrete},
             {name: drawn[name]["value"] for name in observed if not is_sparse(sites[name]["value"])},
             {name: _log_likelihood(sites[name], row_plate) for name in observed},
             _total(sites),
@@ -193,25 +212,50 @@ def evaluate(result: Result, num_draws: int, seed: int | None, params: Draws | N
         with torch.no_grad(), pyro.validation_enabled(False):
             sites = run(*({name: value[0] for name, value in draws.items()} for draws in (values, params)))
         refuse_random_rows(sites)
-        observed = program.sites.observed
-        drawn, unconstrained, predictions, log_likelihood, log_joint = repeat(describe, num_draws, values, params)
+        observed = program.data_sites
+        drawn, predictions, log_likelihood, log_joint = repeat(describe, num_draws, values, params)
         with torch.no_grad():
             reason = lacks_density(program.guide, result._latents(args, {})[1], program.sites.latent)
         reason = reason if program.sites.latent else "the guide draws no site"
         log_weights = summed_out.get("log_weight", log_joint - log_guide)
-        return EvaluatedDraws(
-            drawn, unconstrained, predictions, log_likelihood, log_joint, log_guide, log_weights, reason, sites
-        )
+        return EvaluatedDraws(drawn, predictions, log_likelihood, log_joint, log_guide, log_weights, reason, sites)
+
+
+def unconstrained_draws(result: Result, latents: Draws, params: Draws | None = None) -> Draws:
+    """Latents ``[S, ...]`` in the space in which guides draw them, but those whose support has no way to it.
+
+    Args:
+        result: The fit.
+        latents: All latents of the model; deterministic sites may be among them.
+        params: Parameters of each draw, ``[S, ...]``, in the place of the fitted ones.
+    """
+    args, program = result._arguments(()), result._program
+
+    def once(given: Draws, at: Draws) -> Draws:
+        model = poutine.condition(_moved(result, at).model, data=given)
+        sites = sample_sites(poutine.trace(model).get_trace(*args, **program.model_kwargs))
+        ways = {name: _way(sites[name]) for name in program.sites.latent}
+        return {name: way.inv(sites[name]["value"]) for name, way in ways.items() if way is not None}
+
+    if not program.sites.latent:
+        return {}
+    with result._quiet(None):
+        return repeat(once, len(latents[program.sites.latent[0]]), latents, params or {})
+
+
+def _way(site: Site) -> Transform | None:
+    """From unconstrained space to the support of a site, which may depend on other sites."""
+    support = site["fn"].support
+    try:
+        return None if support.is_discrete else biject_to(support)
+    except NotImplementedError:
+        return None
 
 
 def _weight(result: Result, args: tuple[Any, ...], guide: poutine.Trace) -> Tensor:
     """log p(x, z) - log q(z) of all rows, enumerated sites summed out."""
     outside, rows = weigh(result._program, result.model, args, prune_subsample_sites(guide))
     return outside.double() if rows is None else outside.double() + rows.double().sum()
-
-
-def _unconstrained(site: Site) -> Tensor:
-    return biject_to(site["fn"].support).inv(site["value"])
 
 
 def _run_sites(trace: poutine.Trace) -> dict[str, Site]:

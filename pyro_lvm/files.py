@@ -1,14 +1,15 @@
-"""Files that hold tensors and plain numbers: written whole or not at all, and never unpickled."""
+"""Files: written whole or not at all, and those that hold tensors and plain numbers never unpickled."""
 
 from __future__ import annotations
 
 import os
 import pickle
-import tempfile
+import uuid
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -31,18 +32,31 @@ def check_writable(path: Any, what: str) -> Path:
     return target
 
 
-def write(state: dict[str, Any], path: Path) -> None:
-    """Save a state so that a reader sees the old file or the new one, never a part, whenever the process dies."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, of which a reader sees the old one or the whole new one, whenever the process dies."""
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(state, file)
+        with beside.open("xb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(name, path)
+        os.replace(beside, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
+
+
+def write(state: dict[str, Any], path: Path) -> None:
+    """Save a state."""
+    with _replacing(path) as file:
+        torch.save(state, file)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Save a text, in UTF-8."""
+    with _replacing(path) as file:
+        file.write(text.encode())
 
 
 def read(path: FilePath, kind: str, keys: Collection[str]) -> dict[str, Any]:

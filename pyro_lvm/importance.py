@@ -61,7 +61,7 @@ class Evidence:
             disjoint groups of them. Unlike ``value``, a single draw of such a bound, it comes with an error that says
             how far its expectation, which bounds log p(x) from below, may be.
         bound_particles: The draws in each group.
-        log_weights: Joint log-weights of all rows, ``[S]``.
+        log_weights: Of all rows together, ``[S]``.
     """
 
     value: float
@@ -93,6 +93,9 @@ class Evidence:
     def __str__(self) -> str:
         return str(Estimate(self.value, self.standard_error))
 
+
+RUNS = 5
+"""Of draws, over which the median of the Pareto k is taken: that of a single one can be off by 0.1."""
 
 _BOUND_GROUPS = 20
 _WEIGHTS_AT_ONCE = 10_000_000
@@ -214,39 +217,53 @@ def evidence(program: Program, values: Values, args: tuple[Any, ...], num_draws:
     parts = log_weights(program, values, args, num_draws, proposal)
     first = next(parts)
     parts = itertools.chain([first], parts)
-    by_cell = rows_are_cells(program, first[0], proposal)
-    size = max(1, num_draws // _BOUND_GROUPS)
-    joint, bounds, outside = [], [], torch.zeros(())
+    if not rows_are_cells(program, first[0], proposal):
+        return evidence_of(totals(parts))
+    outside = first[0][0].double()  # the same in every draw
+    joint, bounds, size = [], [], max(1, num_draws // _BOUND_GROUPS)
 
     def cells() -> Iterator[Tensor]:
-        """Log-weights of each row, or of all rows together, in groups of the size of the bound's."""
-        nonlocal outside
-        for group in _in_groups(rows_or_joint(), size):
+        """Log-weights of each row, in groups of the size of the bound's."""
+        for group in _in_groups(rows(), size):
             yield group
             if len(group) == size:
                 bounds.append((group.double().logsumexp(0) - math.log(size)).sum() + outside)
 
-    def rows_or_joint() -> Iterator[Tensor]:
-        nonlocal outside
+    def rows() -> Iterator[Tensor]:
         for part in parts:
+            assert part[1] is not None
             joint.append(totals([part]))
-            if by_cell:
-                assert part[1] is not None
-                outside = part[0][0].double()  # the same in every draw
-                yield part[1]
-            else:
-                yield joint[-1]
+            yield part[1]
 
     value, error = log_mean_and_error(cells())
-    spread = torch.stack(bounds)
-    bound_error = spread.std() / math.sqrt(len(spread)) if len(spread) > 1 else torch.tensor(torch.nan)
     return Evidence(
         value=(value.sum() + outside).item(),
         standard_error=error.square().sum().sqrt().item(),
-        lower_bound=Estimate(spread.mean().item(), bound_error.item()),
+        lower_bound=mean_of(torch.stack(bounds)),
         bound_particles=size,
         log_weights=torch.cat(joint),
     )
+
+
+def evidence_of(log_weights: Tensor) -> Evidence:
+    """log p(x) by weights of all rows together, ``[S]``."""
+    value, error = log_mean_and_error([log_weights])
+    size = max(1, len(log_weights) // _BOUND_GROUPS)
+    groups = log_weights[: len(log_weights) // size * size].unflatten(0, (-1, size))
+    return Evidence(
+        value=value.item(),
+        standard_error=error.item(),
+        lower_bound=mean_of(groups.double().logsumexp(1) - math.log(size)),
+        bound_particles=size,
+        log_weights=log_weights,
+    )
+
+
+def joint_khats(
+    program: Program, values: Values, args: tuple[Any, ...], num_draws: int, num_runs: int = RUNS
+) -> tuple[float, ...]:
+    """The Pareto k of the weights of all latents together, in each of some runs."""
+    return tuple(pareto_k(totals(log_weights(program, values, args, num_draws))) for _ in range(num_runs))
 
 
 def rows_are_cells(program: Program, outside: Tensor, proposal: str = "guide") -> bool:

@@ -46,6 +46,9 @@ class Program:
         plate: The name of the row plate, if it must be named.
         init_loc_fn: Where a guide by name starts, as for Pyro's guides.
 
+    Attributes:
+        data_sites: The observed sites that hold data; another holds a parameter, so that its density is a prior.
+
     Raises:
         TypeError: if the model is not callable or the guide is data.
         ValueError: for latents that no guide covers, a guide that misses latents of the model or knows others, dtypes
@@ -123,6 +126,7 @@ class Program:
         self.max_plate_nesting = plate_nesting(trace, guide)
         self.guide_enumerates = any(s["infer"].get("enumerate") for s in sample_sites(guide).values())
         self._check_shapes(guide, trace)
+        self.data_sites = tuple(name for name in self.sites.observed if not _is_trained(trace.nodes[name]["value"]))
         hidden = sorted(pyro.get_param_store().keys())
         if hidden:
             raise ValueError(
@@ -278,3 +282,7 @@ class Program:
         if frames:
             return frames[0].dim
         return plate.dim if name in self.sites.local_latent else None
+
+
+def _is_trained(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad

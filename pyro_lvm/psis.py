@@ -15,7 +15,7 @@ USEFUL = 0.7
 """The Pareto k below which estimates by weights are useful."""
 
 _FEWEST = 5  # draws in the tail
-_ROUNDING = 1e-5  # of log-weights in float32, relative to their size
+_ROUNDING = 1e-6  # of log-weights that are sums in float32, eight units in their last place, relative to their size
 
 
 class Smoothed(NamedTuple):
@@ -24,7 +24,8 @@ class Smoothed(NamedTuple):
     Attributes:
         log_weights: Normalised, so that the weights sum to 1, in double precision, ``[S]``.
         pareto_k: The shape of the tail: the variance of the weights is finite below 1/2, and estimates are useful below
-            0.7. Infinity if there are too few draws, minus infinity if the largest weights are equal.
+            0.7. Infinity if there are too few draws, or too few that weigh anything, minus infinity if the largest
+            weights are equal up to rounding.
     """
 
     log_weights: Tensor
@@ -44,6 +45,8 @@ def smooth(log_weights: Tensor) -> Smoothed:
     if tail < _FEWEST:
         return Smoothed(plain, math.inf)
     largest = weights.topk(tail).values
+    if not torch.isfinite(largest).all():
+        return Smoothed(plain, math.inf)
     if largest[0] - largest[-1] <= _ROUNDING * (1 + largest.abs().max()):
         return Smoothed(plain, -math.inf)
     smoothed, pareto_k = _psislw((weights - largest[0]).numpy())

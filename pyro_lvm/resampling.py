@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_lvm.guides import lacks_density
-from pyro_lvm.importance import masked_apart, rows_are_cells, weigh
+from pyro_lvm.importance import joint_khats, masked_apart, rows_are_cells, weigh
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
 from pyro_lvm.psis import USEFUL, smooth
@@ -18,16 +19,18 @@ from pyro_lvm.sites import Site, sample_sites
 from pyro_lvm.vectorize import repeat
 
 _A_LOOK = 10  # draws that show whether rows can be taken one by one
+_WEIGHED = 10_000  # draws in each of the runs whose Pareto k decides
 _PROPOSED, _FEWEST = 10, 1_000  # draws of the guide for each that is kept, and for all of them
 
 
 def resampled(program: Program, values: Values, args: tuple[Any, ...], num_draws: int) -> dict[str, Tensor]:
     """Draws of all sites of the guide, ``[S, ...]``, each as often as its weight says.
 
-    Where every latent belongs to a row, rows are resampled one by one.
+    Where every latent belongs to a row, rows are resampled one by one, and else all latents together.
 
     Raises:
-        ValueError: for a guide without a density, and for weights whose Pareto k is 0.7 or more.
+        ValueError: for a guide without a density, and for weights whose Pareto k is 0.7 or more: of all latents
+            together in the median of five runs, of rows in the draws that are resampled.
     """
     latent, kwargs = program.sites.latent, program.model_kwargs
     model, guide = program.bind(values, program.model), program.bind(values, program.guide)
@@ -50,25 +53,34 @@ def resampled(program: Program, values: Values, args: tuple[Any, ...], num_draws
             return draws, outside.double()
         return draws, rows.double() if by_row else outside.double() + rows.double().sum()
 
+    if not by_row:
+        _check("of all latents together", statistics.median(joint_khats(program, values, args, _WEIGHED)))
     draws, log_weights = repeat(once, max(_FEWEST, _PROPOSED * num_draws))
     if not by_row:
-        chosen = _chosen(log_weights, num_draws, "")
+        chosen = _chosen(smooth(log_weights).log_weights, num_draws).to(log_weights.device)
         return {name: value[chosen] for name, value in draws.items()}
-    index = torch.stack([_chosen(row, num_draws, f" of row {i}") for i, row in enumerate(log_weights.unbind(-1))], -1)
+    chosen_by_row = []
+    for i, row in enumerate(log_weights.unbind(-1)):
+        smoothed, pareto_k = smooth(row)
+        _check(f"of row {i}", pareto_k)
+        chosen_by_row.append(_chosen(smoothed, num_draws))
+    index = torch.stack(chosen_by_row, -1).to(log_weights.device)
     return {name: _of_rows(value, index, _row_dim(program, trace.nodes[name])) for name, value in draws.items()}
 
 
-def _chosen(log_weights: Tensor, num_draws: int, whose: str) -> Tensor:
-    """The numbers of the draws to keep, by systematic resampling, in random order."""
-    smoothed, pareto_k = smooth(log_weights)
+def _check(whose: str, pareto_k: float) -> None:
     if not pareto_k < USEFUL:
         raise ValueError(
-            f"correct='psis': the weights{whose} have a Pareto k of {pareto_k:.2f}, and from {USEFUL} on they correct "
+            f"correct='psis': the weights {whose} have a Pareto k of {pareto_k:.2f}, and from {USEFUL} on they correct "
             "nothing: take the draws as they are, or fit a richer guide, such as 'full_rank' or 'flow'"
         )
+
+
+def _chosen(log_weights: Tensor, num_draws: int) -> Tensor:
+    """The numbers of the draws to keep, by systematic resampling, in random order."""
     places = (torch.arange(num_draws) + torch.rand(1)).double() / num_draws
-    found = torch.searchsorted(smoothed.exp().cumsum(0), places).clamp(max=len(smoothed) - 1)
-    return found[torch.randperm(num_draws)].to(log_weights.device)
+    found = torch.searchsorted(log_weights.exp().cumsum(0), places).clamp(max=len(log_weights) - 1)
+    return found[torch.randperm(num_draws)]
 
 
 def _row_dim(program: Program, site: Site) -> int:

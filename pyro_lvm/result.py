@@ -71,7 +71,8 @@ class Result:
             seed: Of the draws; the fit's, if None.
             correct: "psis" to draw ten times as many, or a thousand, and resample them by Pareto-smoothed importance
                 weights, which takes away the error of a guide that is near the posterior. Where every latent belongs
-                to a row, rows are resampled one by one.
+                to a row, rows are resampled one by one, and else all latents together, if the weights of five more
+                runs allow it.
 
         Returns:
             For each latent site a tensor ``[S, ...]``.
@@ -130,7 +131,7 @@ class Result:
             seed: Of the draws; the fit's, if None.
 
         Returns:
-            For each observed site a tensor ``[S, ...]``.
+            For each observed site a tensor ``[S, ...]``, but for those that hold a parameter and no data.
         """
         num_draws = check_count("num_draws", num_draws)
         args = self._arguments(inputs)
@@ -279,9 +280,9 @@ class Result:
             for name, value in draw_enumerated(self._enumerated_trace(args, trace)).items():
                 trace.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
         values = {n: trace.nodes[n]["value"] for n in (*sites.latent, *sites.enumerated) if n in trace.nodes}
-        with Uncondition(sites.observed):
+        with Uncondition(self._program.data_sites):
             drawn = prior_trace(poutine.condition(self.model, data=values), *args, **kwargs)
-        return {name: drawn.nodes[name]["value"] for name in sites.observed}
+        return {name: drawn.nodes[name]["value"] for name in self._program.data_sites}
 
     def _state(self) -> dict[str, Any]:
         """What ``save`` writes: tensors and plain numbers."""

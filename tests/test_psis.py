@@ -89,3 +89,15 @@ def test_weights_of_zero_leave_the_tail_as_it_is():
     weights = exponential(0.5, 0)
     weights[weights < weights.median()] = -math.inf
     assert pareto_k(weights) == pytest.approx(pareto_k(exponential(0.5, 0)), abs=1e-6)
+
+
+def test_weights_of_which_few_are_not_zero_have_no_tail():
+    weights = exponential(0.5, 0)
+    weights[200:] = -math.inf
+    assert pareto_k(weights) == math.inf
+
+
+def test_large_densities_do_not_make_weights_equal():
+    """The tail of a density of 400,000 nats differs by a nat, which single precision can tell."""
+    assert pareto_k(exponential(0.8, 0) * 0.5 - 4e5) > 0
+    assert pareto_k(torch.full((S,), -4e5) + 0.03 * torch.rand(S)) == -math.inf

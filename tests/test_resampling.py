@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import pyro_lvm as lvm
+from pyro_lvm import resampling
 
 S = 4_000
 ERRORS = 4 * 1.5  # standard errors of S independent draws; a draw that is kept twice is worth less
@@ -116,8 +117,27 @@ def test_weights_with_a_heavy_tail_are_refused():
     def narrow(y):
         pyro.sample("mu", dist.Normal(EXACT.loc + pyro.param("shift", torch.tensor(0.0)), 0.3 * EXACT.scale))
 
-    with pytest.raises(ValueError, match=r"weights have a Pareto k of .*full_rank"):
+    with pytest.raises(ValueError, match=r"weights of all latents together have a Pareto k of .*full_rank"):
         fitted(location, narrow, Y).sample(200, correct="psis")
+
+
+def test_the_median_of_five_large_runs_decides_however_few_draws_are_asked_for(monkeypatch):
+    """A single run of a thousand draws puts a Pareto k of 0.84 below 0.7 four times in ten."""
+    result, sizes = fitted(location, off, Y), []
+
+    def found(*khats):
+        def joint_khats(program, values, args, num_draws):
+            sizes.append(num_draws)
+            return khats
+
+        return joint_khats
+
+    monkeypatch.setattr(resampling, "joint_khats", found(0.1, 0.9, 0.2, 0.8, 0.75))
+    with pytest.raises(ValueError, match=r"of all latents together have a Pareto k of 0\.75"):
+        result.sample(100, correct="psis")
+    monkeypatch.setattr(resampling, "joint_khats", found(0.1, 0.9, 0.2, 0.8, 0.6))
+    assert result.sample(100, correct="psis")["mu"].shape == (100,)
+    assert sizes == [10_000, 10_000]
 
 
 @pytest.mark.parametrize(

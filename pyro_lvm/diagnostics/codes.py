@@ -20,6 +20,7 @@ from pyro_lvm.result import Result
 from pyro_lvm.sites import Site
 from pyro_lvm.vectorize import repeat
 from pyro_lvm.verdict.finding import Finding
+from pyro_lvm.verdict.table import number_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -202,7 +203,7 @@ def _names(fit: Amortized, row: tuple[Any, ...]) -> tuple[str, ...]:
     found, sites = [], fit.guide(row)
     for name in fit.names:
         shape = sites[name]["value"].movedim(fit.row_dim(sites[name]), 0).shape[1:]
-        found += [f"{name}{list(place)}" if place else name for place in product(*map(range, shape))]
+        found += [number_name(name, place) for place in product(*map(range, shape))]
     return tuple(found)
 
 

@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor
 
 from pyro_lvm.checks import check_count, check_seed
 from pyro_lvm.data import fingerprint
 from pyro_lvm.diagnostics.exchangeable import component_site, shared_latents
-from pyro_lvm.diagnostics.loo import LOO, leave_one_out
+from pyro_lvm.diagnostics.loo import LOO, check_rows_apart, leave_one_out
 from pyro_lvm.diagnostics.mixtures import examine_mixture
 from pyro_lvm.diagnostics.model_comparison import ComparedModel, ModelComparison
 from pyro_lvm.draws import sites_of
@@ -25,7 +24,7 @@ from pyro_lvm.importance import Estimate
 from pyro_lvm.params import leaves, num_free
 from pyro_lvm.psis import USEFUL, pareto_k
 from pyro_lvm.result import Result
-from pyro_lvm.sites import Site, sample_sites
+from pyro_lvm.sites import sample_sites
 from pyro_lvm.verdict.weights import draw_weighted
 
 _NUM_LABELLINGS = 50  # draws in which labels are looked for
@@ -92,7 +91,7 @@ def compare_models(results: Mapping[str, Result], num_draws: int = 1_000, seed: 
         raise ValueError(f"compare_models takes at least two results; got {len(results)}")
     num_draws, seed = check_count("num_draws", num_draws), None if seed is None else check_seed(seed)
     seen = {name: _look(result) for name, result in results.items()}
-    _refuse_other_data(results, seen)
+    _refuse_other_data(results)
     return ModelComparison({name: _compared(result, seen[name], num_draws, seed) for name, result in results.items()})
 
 
@@ -101,12 +100,10 @@ class _Seen(NamedTuple):
 
     Attributes:
         fixed: The latents that the guide has at a point.
-        data: The observed sites but those that hold a parameter, whose density is a prior.
         num_parameters: The free numbers of the parameters on which the model depends, points of latents among them.
     """
 
     fixed: tuple[str, ...]
-    data: tuple[str, ...]
     num_parameters: int
 
 
@@ -132,18 +129,13 @@ def _look(result: Result) -> _Seen:
     held = program.parameters.constrained(result._values)
     return _Seen(
         fixed=tuple(fixed),
-        data=tuple(name for name in program.sites.observed if not _holds_parameter(trace.nodes[name])),
         num_parameters=sum(
             num_free(held[n], c) for n, c in constraints.items() if n in values and id(values[n]) in used
         ),
     )
 
 
-def _holds_parameter(site: Site) -> bool:
-    return isinstance(site["value"], Tensor) and site["value"].requires_grad
-
-
-def _refuse_other_data(results: Mapping[str, Result], seen: Mapping[str, _Seen]) -> None:
+def _refuse_other_data(results: Mapping[str, Result]) -> None:
     """Models may call their data otherwise, or take other covariates; what they observe must be the same.
 
     A model may also split its observations into sites in another way: then its rows and their size must be the same.
@@ -152,7 +144,7 @@ def _refuse_other_data(results: Mapping[str, Result], seen: Mapping[str, _Seen])
     for name, result in results.items():
         data, args = result._program.data, result._arguments(())
         sites = sites_of(result, args)
-        observed = [sites[site]["value"] for site in seen[name].data]
+        observed = [sites[site]["value"] for site in result._program.data_sites]
         rows = [arg for arg, has_rows in zip(args, data.has_rows, strict=True) if has_rows]
         size = sum(value.numel() for value in observed)
         prints[name] = (fingerprint(observed), (fingerprint(rows), size) if rows else None)
@@ -222,7 +214,7 @@ def _log_likelihood(result: Result, seen: _Seen, num_draws: int, seed: int | Non
     if at_a_point:
         raise ValueError(f"the rows' own {at_a_point[0]!r} is at a point, and is not integrated out")
     if set(program.sites.latent) - set(seen.fixed):
-        if outside := [name for name in seen.data if name not in program.sites.local]:
+        if outside := [name for name in program.data_sites if name not in program.sites.local]:
             raise ValueError(f"{outside[0]!r} is observed outside the rows, whose latents are integrated out")
         rows = result.score(num_draws=num_draws, seed=seed)
         return Estimate(rows.value.double().sum().item(), rows.standard_error.double().square().sum().sqrt().item())
@@ -232,7 +224,7 @@ def _log_likelihood(result: Result, seen: _Seen, num_draws: int, seed: int | Non
         trace = result._enumerated_trace(args, drawn)
         for name, site in list(trace.nodes.items()):
             held = site["type"] == "sample" and site["infer"].get("_deterministic", False)
-            if held or name in seen.fixed or name in set(program.sites.observed) - set(seen.data):
+            if held or name in seen.fixed or name in set(program.sites.observed) - set(program.data_sites):
                 trace.remove_node(name)  # a prior
         terms = [term._replace(value=term.value.double()) for term in log_density(trace)]
         return Estimate(by_row(terms, ())[0].item(), 0.0)
@@ -251,22 +243,12 @@ def _entropy(result: Result) -> float:
 
 
 def _leave_one_out(result: Result, seen: _Seen, num_draws: int, seed: int | None) -> LOO:
-    sites = result._program.sites
     if seen.fixed:
         raise ValueError(f"the guide puts {seen.fixed[0]!r} at a point and has no density there")
-    if sites.shared_enumerated:
-        raise ValueError(f"the rows depend on the enumerated site {sites.shared_enumerated[0]!r}")
-    weights = draw_weighted(result, num_draws, seed)
-    if weights.rows is None:
-        raise ValueError("the model has no plate that follows the rows of the data" + sites.search)
-    return leave_one_out(weights)
+    check_rows_apart(result._program.sites)
+    return leave_one_out(draw_weighted(result, num_draws, seed))
 
 
 def _labellings(result: Result, seed: int | None) -> list[str]:
-    """What the evidence may lack where a guide keeps to one numbering of components that have many."""
     found = examine_mixture(result, _NUM_LABELLINGS, seed)
-    if found is None or not found.dims or found.num_switched:
-        return []
-    K = found.num_components
-    more = f"log p(x) may be up to log {K}! = {math.lgamma(K + 1):.1f} higher"
-    return [f"the guide holds one numbering of {K} components: {more}"]
+    return [found.one_numbering] if found is not None and found.one_numbering else []

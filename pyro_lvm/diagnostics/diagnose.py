@@ -8,7 +8,7 @@ from typing import Any
 from pyro_lvm.checks import check_count, check_seed
 from pyro_lvm.diagnostics.codes import examine_codes
 from pyro_lvm.diagnostics.diagnosis import Diagnosis
-from pyro_lvm.diagnostics.loo import leave_one_out
+from pyro_lvm.diagnostics.loo import check_rows_apart, leave_one_out
 from pyro_lvm.diagnostics.mixtures import examine_mixture
 from pyro_lvm.diagnostics.optimisation import examine
 from pyro_lvm.diagnostics.predictive_checks import (
@@ -16,8 +16,10 @@ from pyro_lvm.diagnostics.predictive_checks import (
     Statistic,
 )
 from pyro_lvm.diagnostics.replications import examine_predictions
-from pyro_lvm.importance import mean_of
+from pyro_lvm.draws import sites_of
+from pyro_lvm.importance import evidence_of, mean_of
 from pyro_lvm.result import Result
+from pyro_lvm.sparse import is_sparse
 from pyro_lvm.verdict.judge import judge, lacks_posterior
 from pyro_lvm.verdict.weights import Weights, draw_weighted
 
@@ -77,17 +79,26 @@ def diagnose(
         missing["posterior"] = reason
     else:
         verdict = judge(result, num_draws, seed, result.resamples)
-        parts["khat"], parts["marginals"], drawn = verdict
-        useful = verdict.useful
-        parts["evidence"] = evidence = result.evidence(len(drawn.joint), seed=seed)
-        parts["elbo"] = mean_of(evidence.log_weights)
+        khat, marginals, why_not, drawn = verdict
+        parts |= {"khat": khat, "marginals": marginals, "elbo": mean_of(drawn.joint)}
+        useful = khat.useful
+        # where nothing is shared, rows have an evidence each
+        parts["evidence"] = evidence_of(drawn.marginal) if khat.each else result.evidence(len(drawn.joint), seed=seed)
+        if why_not:
+            missing["marginals"] = why_not
         try:
+            if marginals is not None and marginals.collapsed.any():
+                raise ValueError("the guide has collapsed to a point, where draws cannot be weighed")
             drawn = _by_row(result, drawn, min(num_draws, _NUM_LOO), seed)
             parts["loo"] = leave_one_out(drawn)
         except ValueError as error:
             drawn, missing["LOO"] = drawn._replace(rows=None), str(error)
         if parts["loo"] is not None and parts["loo"].grade == "bad":
             drawn, missing["calibration"] = drawn._replace(rows=None), "too many rows cannot be left out by weights"
+    held = sites_of(result, result._arguments(()))
+    for name in result._program.data_sites:
+        if is_sparse(held[name]["value"]):
+            missing[f"predictions of {name!r}"] = "its observations are a sparse table, of which none are drawn anew"
     ranked, checks = examine_predictions(result, drawn, useful, checked, seed)
     return Diagnosis(
         fit=str(result).splitlines()[0],
@@ -119,10 +130,7 @@ def _by_row(result: Result, drawn: Weights, num_draws: int, seed: int) -> Weight
         ValueError: that says why rows cannot be left out.
     """
     sites = result._program.sites
-    if sites.row_plate is None:
-        raise ValueError("the model has no plate that follows the rows of the data" + sites.search)
-    if sites.shared_enumerated:
-        raise ValueError(f"the rows depend on the enumerated site {sites.shared_enumerated[0]!r}")
+    check_rows_apart(sites)
     if set(sites.latent) <= set(sites.local):
-        raise ValueError("what rows share is a point, which has seen every row")
+        raise ValueError("rows share no latent; parameters, if there are any, are at a point and have seen every row")
     return draw_weighted(result, num_draws, seed) if drawn.rows is None else drawn

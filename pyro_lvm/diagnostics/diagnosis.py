@@ -17,7 +17,6 @@ from pyro_lvm.diagnostics.picture import figure_of
 from pyro_lvm.diagnostics.pit import PIT
 from pyro_lvm.diagnostics.predictive_checks import PredictiveChecks
 from pyro_lvm.importance import Estimate, Evidence
-from pyro_lvm.psis import USEFUL
 from pyro_lvm.verdict.finding import Finding
 from pyro_lvm.verdict.judge import grade_of
 from pyro_lvm.verdict.khat import KHat
@@ -81,7 +80,9 @@ class Diagnosis:
 
     def _evidence(self, evidence: Evidence, elbo: Estimate) -> Finding:
         text = f"log p(x) is {evidence}, {evidence.value - elbo.value:.2f} nats above the ELBO, {elbo}"
-        if self.khat is None or self.khat.value < USEFUL:
+        if self.components is not None and self.components.one_numbering:
+            text += f"; {self.components.one_numbering}"
+        if self.khat is None or self.khat.useful:
             return Finding("evidence", "good", text)
         return Finding("evidence", "doubtful", f"{text}: not to be trusted at this k-hat")
 
@@ -126,7 +127,7 @@ class Diagnosis:
         """
         text = page(self.fit, self.verdict, self.findings(), self.plot())
         if path is not None:
-            files.check_writable(path, "path").write_text(text, encoding="utf-8")
+            files.write_text(text, files.check_writable(path, "path"))
         return text
 
     def _repr_html_(self) -> str:

@@ -55,15 +55,15 @@ def of_moments(moments: Moments, names: DimNames) -> Groups:
     return {"latent_moments": {n: (names(n, along), _array(value)) for n, (along, value) in moments.items()}}
 
 
-def of_unconstrained(drawn: EvaluatedDraws, names: DimNames) -> Groups:
+def of_unconstrained(draws: Draws, sites: Mapping[str, Site], names: DimNames) -> Groups:
     """The latents in unconstrained space; events of another shape than in their own space have other dimensions."""
     found = {}
-    for name, value in drawn.unconstrained.items():
-        along = axes(drawn.sites[name])
-        if value.shape[1:] == drawn.sites[name]["value"].shape:
+    for name, value in draws.items():
+        along = axes(sites[name])
+        if value.shape[1:] == sites[name]["value"].shape:
             dims = names(name, along)
         else:
-            batch = drawn.sites[name]["fn"].batch_shape
+            batch = sites[name]["fn"].batch_shape
             dims = names(name, along)[: len(batch)]
             dims += [f"{name}_unconstrained_dim_{i}" for i in range(value.dim() - 1 - len(batch))]
         found[name] = sampled(dims, value)

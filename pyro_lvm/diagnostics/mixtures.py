@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -48,9 +49,21 @@ class Components:
         return self.relabelled.permutations.shape[1]
 
     @property
-    def num_switched(self) -> float:
+    def switched(self) -> float:
         """The share of draws whose components were numbered otherwise than in the most common way."""
         return self.relabelled.switched
+
+    @property
+    def one_numbering(self) -> str:
+        """What the evidence lacks where a guide keeps to one numbering of components that have many; empty elsewhere.
+
+        A guide that has all of them is weighed against all of the posterior.
+        """
+        if not self.dims or self.switched:
+            return ""
+        K = self.num_components
+        more = f"log p(x) may be up to log {K}! = {math.lgamma(K + 1):.1f} higher"
+        return f"the guide holds one numbering of {K} components: {more}"
 
     @cached_property
     def responsibilities(self) -> Tensor:
@@ -88,9 +101,9 @@ class Components:
         if self.dims is None:
             text = f"no dimension of the latents was found to count the states of {self.site!r}"
             return Finding("labels", "unknown", f"{text}: draws are taken as they are")
-        if not self.num_switched:
+        if not self.switched:
             return Finding("labels", "good", "components mean the same in all draws")
-        text = f"labels switched in {self.num_switched:.0%} of the draws: components mean the same after relabelling"
+        text = f"labels switched in {self.switched:.0%} of the draws: components mean the same after relabelling"
         advice = "means of lvm.relabel(...).draws, or what knows no labels, as lvm.posterior_similarity"
         return Finding("labels", "doubtful", text, advice)
 

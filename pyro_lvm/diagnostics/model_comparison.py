@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyro_lvm import plots
 from pyro_lvm.checks import check_choice
-from pyro_lvm.diagnostics.loo import LOO
+from pyro_lvm.diagnostics.loo import LOO, expanded
 from pyro_lvm.importance import Estimate
 
 if TYPE_CHECKING:
@@ -141,8 +141,7 @@ class ModelComparison(Mapping[str, ComparedModel]):
         assert other.loo is not None
         if len(one.loo.rows) != len(other.loo.rows):
             return math.nan
-        rows = one.loo.rows - other.loo.rows
-        return (rows.var() * len(rows)).sqrt().item()
+        return expanded(one.loo.rows - other.loo.rows, one.loo.num_rows).standard_error
 
     def to_dataframe(self) -> Any:
         """A table with a row for each model; what does not apply is NaN.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+from pyro.distributions.constraints import softplus_lower_cholesky
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -25,6 +26,7 @@ _NUM_DRAWS = 500
 _NATS = 0.1  # that matter
 _FEWEST_POINTS = 8
 _AT_BOUND = 1e-8
+_ROOTS = (constraints.lower_cholesky, softplus_lower_cholesky)  # whose diagonal is positive
 _LR = "a smaller learning rate, a schedule that lets it fall, or more particles"
 _STEPS = "more steps"
 
@@ -178,18 +180,29 @@ def _told(gain: Estimate) -> str:
 
 
 def _at_bound(result: Result) -> dict[str, int]:
-    parameters, found = result._program.parameters, {}
-    for name, value in parameters.constrained(result._values).items():
-        constraint = without_events(parameters.constraints[name])
-        if constraint is constraints.simplex:
-            room = value
-        elif hasattr(constraint, "lower_bound") and hasattr(constraint, "upper_bound"):
-            width = constraint.upper_bound - constraint.lower_bound
-            room = torch.minimum(value - constraint.lower_bound, constraint.upper_bound - value) / width
-        elif hasattr(constraint, "lower_bound"):
-            room = value - constraint.lower_bound
-        else:
-            continue
-        if count := int((room < _AT_BOUND).sum()):
-            found[name] = count
-    return found
+    parameters = result._program.parameters
+    rooms = {n: _room(v, parameters.constraints[n]) for n, v in parameters.constrained(result._values).items()}
+    counts = {name: int((room < _AT_BOUND).sum()) for name, room in rooms.items() if room is not None}
+    return {name: count for name, count in counts.items() if count}
+
+
+def _room(value: Tensor, constraint: constraints.Constraint) -> Tensor | None:
+    """How far numbers are from the bound of their constraint; None where there is none.
+
+    The unit is the width of the constraint, or the largest distance in the same parameter, if it has several.
+    """
+    constraint = without_events(constraint)
+    lower, upper = (getattr(constraint, name, None) for name in ("lower_bound", "upper_bound"))
+    if constraint is constraints.simplex:
+        return value
+    if lower is not None and upper is not None:
+        return torch.minimum(value - lower, upper - value) / (upper - lower)
+    if constraint in _ROOTS:
+        room = value.diagonal(dim1=-2, dim2=-1)
+    elif lower is not None:
+        room = value - lower
+    elif upper is not None:
+        room = upper - value
+    else:
+        return None
+    return room / room.max().clamp(min=torch.finfo(room.dtype).tiny) if room.numel() > 1 else room

@@ -27,7 +27,7 @@ class PIT:
 
     Attributes:
         site: Of the observations.
-        values: ``[N]``.
+        values: ``[n]``, of at most 5,000 rows.
     """
 
     site: str
@@ -64,8 +64,8 @@ def pit(site: str, weights: Weights, replicated: Tensor, observed: Tensor) -> PI
     Args:
         site: Of the observations.
         weights: Of draws, with rows.
-        replicated: Each row drawn anew at each draw, ``[S, N]``.
-        observed: ``[N]``.
+        replicated: Each row that has weights, drawn anew at each draw, ``[S, n]``.
+        observed: ``[n]``.
     """
     rows = zip(left_out_weights(weights), replicated.unbind(1), observed, strict=True)
     return PIT(site, torch.stack([tail_probability(log_weights, *of_row) for (log_weights, _), *of_row in rows]))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from pyro_lvm.verdict.finding import Finding
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Statistic = Callable[[Tensor], Tensor]
+Statistic = Callable[[Tensor], Any]
 _DOUBTFUL, _BAD = 0.01, 0.002
 
 
@@ -36,7 +37,8 @@ class PredictiveCheck:
         observed: Of the data.
         replicated: Of data drawn at many posterior draws, ``[S]``.
         below: The rank among data drawn at one posterior draw (Johnson 2007, Gosselin 2011), as a share, uniform under
-            the model; over all draws it would be drawn to one half, for the data have been used twice.
+            the model; over all draws it would be drawn to one half, for the data have been used twice. NaN where the
+            quantity is, of the data or of some data drawn.
         calibrated: Whether there was a posterior to draw from; at a point, ``below`` is drawn to one half, too.
     """
 
@@ -54,6 +56,9 @@ class PredictiveCheck:
 
     def findings(self) -> list[Finding]:
         """Whether the model can have made such data."""
+        if math.isnan(self.below):
+            text = f"{self.statistic} of {self.site!r} is NaN, of the data or of data drawn anew"
+            return [Finding("prediction", "unknown", text)]
         low, high = self.replicated.quantile(self.replicated.new_tensor([0.05, 0.95])).tolist()
         text = f"{self.statistic} of {self.site!r} is {self.observed:.4g}, predicted {low:.4g} to {high:.4g} (90%)"
         text += f", p = {self.p_value:.2g}" + ("" if self.calibrated else ", conservative")
@@ -78,8 +83,9 @@ class PredictiveChecks:
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Each test quantity over what the model predicts."""
-        names = [f"{check.statistic} of {check.site}" for check in self.each]
-        observed, replicated = [c.observed for c in self.each], [c.replicated for c in self.each]
+        known = [check for check in self.each if not math.isnan(check.below)]
+        names = [f"{check.statistic} of {check.site}" for check in known]
+        observed, replicated = [c.observed for c in known], [c.replicated for c in known]
         ax = plots.predictions(names, observed, replicated, ax)
         ax.set_title("predictive checks")
         return ax
@@ -96,10 +102,10 @@ def quantities(data: Mapping[str, Tensor], statistics: Mapping[str, Statistic]) 
         statistics: Test quantities by name.
 
     Raises:
-        ValueError: if a test quantity is no number.
+        ValueError: if a test quantity fails, or is no number.
     """
     return {
-        (site, name): torch.stack([_number(statistic(rows.double()), name) for rows in drawn])
+        (site, name): torch.tensor([_number(statistic, name, rows.double()) for rows in drawn], dtype=torch.float64)
         for site, drawn in data.items()
         for name, statistic in statistics.items()
     }
@@ -126,13 +132,20 @@ def check_predictions(
         if (many == value).all() and (one == value).all():
             continue
         places = (one < value).sum() + ((one == value).sum() + 1) * torch.rand(())
-        below = (places / (len(one) + 1)).item()
+        is_nan = torch.cat([value, many, one]).isnan().any()
+        below = math.nan if is_nan else (places / (len(one) + 1)).item()
         found.append(PredictiveCheck(site, name, value.item(), many, below, calibrated))
     return PredictiveChecks(tuple(found))
 
 
-def _number(value: Tensor, name: str) -> Tensor:
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        raise ValueError(f"the test quantity {name!r} must be a tensor of one number; got {got}")
-    return value.reshape(()).double()
+def _number(statistic: Statistic, name: str, rows: Tensor) -> float:
+    try:
+        value = statistic(rows)
+    except Exception as error:  # whatever a user's function raises
+        raise ValueError(f"the test quantity {name!r} failed on rows {list(rows.shape)}: {error}") from error
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        shape = getattr(value, "shape", None)
+        got = repr(value) if shape is None else f"shape {list(shape)}"
+        raise ValueError(f"the test quantity {name!r} must return a number; got {got}") from error

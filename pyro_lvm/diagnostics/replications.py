@@ -16,10 +16,11 @@ from pyro_lvm.diagnostics.predictive_checks import (
     check_predictions,
     quantities,
 )
-from pyro_lvm.draws import replicated, sites_of
+from pyro_lvm.draws import replicated, sites_of, with_shared_enumerated
 from pyro_lvm.psis import smooth
 from pyro_lvm.result import Draws, Result
 from pyro_lvm.sites import Site
+from pyro_lvm.sparse import is_sparse
 from pyro_lvm.verdict.weights import Weights
 
 _MOST_DRAWS, _FEWEST_DRAWS = 2_000, 50
@@ -37,9 +38,14 @@ def examine_predictions(
         useful: Whether the weights can be used.
         statistics: Test quantities by name.
         seed: Of the draws.
+
+    Returns:
+        Nothing of sites whose observations are a sparse table.
     """
     sites = result._program.sites
     held = sites_of(result, result._arguments(()))
+    if all(is_sparse(held[name]["value"]) for name in result._program.data_sites):
+        return (), PredictiveChecks(())
     numbers = max((held[name]["value"].numel() for name in sites.observed), default=1)
     num_draws = min(_MOST_DRAWS, max(_FEWEST_DRAWS, _NUMBERS // numbers))
     if weights is None:
@@ -48,11 +54,12 @@ def examine_predictions(
         weights = weights.head(num_draws)
         latents, num_draws = weights.draws, len(weights.joint)
     with result._quiet(seed):
+        latents = with_shared_enumerated(result, latents)
         chosen = int(torch.multinomial(smooth(weights.marginal).log_weights.exp(), 1)) if weights and useful else 0
         one = {name: value[chosen].expand_as(value) for name, value in latents.items()}
         kept = replicated(result, one, 1)
         data = _rows_first(result, held, {name: held[name]["value"][None] for name in kept})
-        rows = None if weights is None or weights.rows is None else weights.rows.shape[1:]
+        rows = None if weights is None or weights.rows is None else (weights.num_rows,)
         single = [name for name, y in data.items() if y[0].shape == rows]
         at_once = max(1, _NUMBERS_AT_ONCE // numbers)
         many: list[Quantities] = []
@@ -65,12 +72,12 @@ def examine_predictions(
                 drawn = _rows_first(result, held, replicated(result, part, count))
                 found.append(quantities(drawn, statistics))
                 if given is latents:
-                    ranked.append({name: drawn[name] for name in single})
+                    ranked.append({name: drawn[name][:, weights.kept] for name in single} if weights else {})
         calibrated = weights is not None and not set(sites.latent) <= set(sites.local)
         checks = check_predictions(quantities(data, statistics), _joined(many), _joined(at_one), calibrated)
         if weights is None:
             return (), checks
-        return tuple(pit(name, weights, y, data[name][0]) for name, y in _joined(ranked).items()), checks
+        return tuple(pit(name, weights, y, data[name][0][weights.kept]) for name, y in _joined(ranked).items()), checks
 
 
 def _joined(parts: Sequence[Mapping[Any, Tensor]]) -> dict[Any, Tensor]:

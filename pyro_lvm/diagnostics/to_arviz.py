@@ -19,7 +19,7 @@ from pyro_lvm.diagnostics.groups import (
 )
 from pyro_lvm.diagnostics.moments import moments
 from pyro_lvm.diagnostics.parameters import own_names, parameter_draws, sites_at_points
-from pyro_lvm.draws import evaluate, predictions_at, prior_draws, sites_of
+from pyro_lvm.draws import evaluate, predictions_at, prior_draws, sites_of, unconstrained_draws
 from pyro_lvm.em.bootstrap import bootstrap as replicates_of
 from pyro_lvm.result import Result
 from pyro_lvm.sites import lacks_prior
@@ -54,7 +54,8 @@ def to_arviz(
       signature gives them;
     - ``predictions`` and ``predictions_constant_data``, if asked for: the observed sites drawn for new inputs, as
       ``result.predict`` draws them, and these inputs;
-    - ``unconstrained_posterior``, if asked for: latent continuous sites in the space in which guides draw them;
+    - ``unconstrained_posterior``, if asked for: latent continuous sites in the space in which guides draw them, but
+      those whose support has no way to it, as that of covariance matrices;
     - ``latent_moments``, of a fit by EM: what ``result.posterior()`` says of each latent, ``<site>_probs`` of states,
       or ``<site>_mean``, ``<site>_sd`` and, of a vector, ``<site>_covariance``; exact where the E-step is.
 
@@ -63,7 +64,11 @@ def to_arviz(
     replicate's parameters, and all else given these: latents of the fitted rows, predictions, log-likelihood. The
     prior and ``latent_moments`` stay at the fit, as do the user's modules.
 
-    Sites whose observations are a sparse table, such as word counts, are in ``log_likelihood`` alone.
+    Sites whose observations are a sparse table, such as word counts, are in ``log_likelihood`` alone. Observed sites
+    that hold a parameter, so that their density is a prior, are no data, and count in ``lp`` alone.
+
+    Where the draws of a guide switch the labels of a mixture, they stand here as they were drawn:
+    :func:`pyro_lvm.relabel` puts them in order before anything is averaged.
 
     A dimension inside a plate has the plate's name, another one ``<site>_dim_0`` and so on.
 
@@ -138,7 +143,7 @@ def to_arviz(
         prior = prior_draws(result, num_draws, seed)
         groups |= of_prior(drawn, {n: v for n, v in prior.items() if n not in sites_at_points(result)}, names)
     if unconstrained:
-        groups |= of_unconstrained(drawn, names)
+        groups |= of_unconstrained(unconstrained_draws(result, drawn.values, params), drawn.sites, names)
     sizes: dict[str, set[int]] = {}
     for group in groups.values():
         for of_variable, array in group.values():

@@ -66,7 +66,12 @@ def _picked_by(symbol: str, site: Site, use: Use, theta: Theta) -> set[_Place]:
 
 
 def in_the_order_of(best: Theta, other: Theta, axes: Axes) -> Theta:
-    """Parameters with their components in the order in which they are most like the best ones.
+    """Parameters with their components in the order in which they are most like the best ones."""
+    return permuted(other, axes, order_of(best, other, axes))
+
+
+def order_of(best: Theta, other: Theta, axes: Axes) -> Tensor:
+    """The order of components, ``[K]``, in which parameters are most like the best ones.
 
     Squared distances are taken relative to how parameters vary between components (Hungarian method, by SciPy).
     """
@@ -77,7 +82,7 @@ def in_the_order_of(best: Theta, other: Theta, axes: Axes) -> Theta:
             a, b = (v[name].detach().cpu().double().movedim(dims[0], 0).reshape(size, -1) for v in (best, other))
             spread = torch.cat([a, b]).var(0, correction=0).clamp(min=torch.finfo(torch.float64).tiny)
             cost += ((a.unsqueeze(1) - b).square() / spread).mean(-1)
-    return permuted(other, axes, torch.as_tensor(linear_sum_assignment(cost.numpy())[1]))
+    return torch.as_tensor(linear_sum_assignment(cost.numpy())[1])
 
 
 def num_states(theta: Theta, axes: Axes) -> int:

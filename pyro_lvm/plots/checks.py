@@ -9,17 +9,17 @@ import numpy as np
 from scipy.stats import binom
 
 from pyro_lvm.plots.axes import COLORS, array, axes, plain
+from pyro_lvm.psis import USEFUL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_LIMIT = 0.7
 _SHOWN = (-0.5, 2.0)
 _KOLMOGOROV = 1.358  # the distance, times the root of the count, that 95% of uniform samples keep below
 
 
 def pareto_k(values: Any, ax: Axes | None = None) -> Axes:
-    """The Pareto k of the importance weights of each row, and the limit above which they cannot be used.
+    """The Pareto k of the importance weights of each row, and the limit from which on they cannot be used.
 
     Args:
         values: ``[N]``; what lies beyond -0.5 and 2 is drawn there.
@@ -33,10 +33,10 @@ def pareto_k(values: Any, ax: Axes | None = None) -> Axes:
     """
     values = np.clip(array("values", values, "N"), *_SHOWN)
     ax = axes(ax, (5, 3.5))
-    high = values >= _LIMIT
+    high = values >= USEFUL
     for mask, colour in ((~high, COLORS[0]), (high, COLORS[1])):
         ax.plot(np.flatnonzero(mask), values[mask], "o", color=colour, markersize=3, alpha=0.7)
-    ax.axhline(_LIMIT, color="#444444", linewidth=1, linestyle="--")
+    ax.axhline(USEFUL, color="#444444", linewidth=1, linestyle="--")
     ax.set(xlabel="row", ylabel="Pareto k")
     return plain(ax)
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_lvm.verdict.table import number_name
+
 MOST_COORDINATES = 1_000
 _MOST_POINTS = 100
 
@@ -49,7 +51,7 @@ class ParameterPath:
     def names(self) -> list[str]:
         """Of the coordinates, such as ``"loc[0, 2]"``, P of them."""
         return [
-            name + (f"[{', '.join(map(str, np.unravel_index(i, shape)))}]" if shape else "")
+            number_name(name, np.unravel_index(i, shape))
             for name, shape in self._shapes.items()
             for i in self._kept()[name].tolist()
         ]

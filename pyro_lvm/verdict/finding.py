@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GRADES = ("good", "unknown", "doubtful", "bad")  # from best to worst
-RICHER = "a richer guide ('full_rank', 'flow'), another parametrisation of the model, or more steps"
+RICHER = (
+    "more steps, if the loss was still falling; a richer guide by lvm.fit, from 'mean_field' to 'full_rank' to 'flow'; "
+    "another parametrisation of the model"
+)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,11 @@ class KHat:
         assert self.rows is not None
         return self.rows.median().item()
 
+    @property
+    def useful(self) -> bool:
+        """Whether weights can correct the guide: those of what the runs are of, or else those of the rows."""
+        return self.findings()[0].grade == "good"
+
     def findings(self) -> list[Finding]:
         """Whether the weights can be used."""
         return ([self._joint()] if self.each else []) + ([] if self.rows is None else [self._by_row(self.rows)])
@@ -55,9 +60,10 @@ class KHat:
             f"{min(self.each):.2f} to {max(self.each):.2f})"
         )
         if self.value == -math.inf:
-            return Finding("k-hat", "good", f"all weights{whose} are equal: the guide is exact")
+            return Finding("k-hat", "good", f"all weights{whose} are equal up to rounding: there is nothing to correct")
         if self.value < USEFUL:
-            return Finding("k-hat", "good", f"{text}: importance weights can correct the guide")
+            what = "what all rows share" if self.shared_only else "the guide"
+            return Finding("k-hat", "good", f"{text}: importance weights can correct {what}")
         grade = "doubtful" if self.value < _HOPELESS else "bad"
         return Finding("k-hat", grade, f"{text}: importance weights and what rests on them cannot be used", RICHER)
 
@@ -67,7 +73,7 @@ class KHat:
         if high <= 0.01 * len(rows):
             return Finding("k-hat of rows", "good", text)
         grade = "doubtful" if high <= 0.2 * len(rows) else "bad"
-        return Finding("k-hat of rows", grade, text, "a richer guide of the rows' latents, such as VAE(flow=...)")
+        return Finding("k-hat of rows", grade, text, "a richer guide of the rows' latents; of a VAE, flow=")
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The Pareto k of each row's own latents."""

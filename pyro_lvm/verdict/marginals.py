@@ -69,13 +69,18 @@ class Marginals:
 
     Attributes:
         names: Of the numbers, such as ``"theta[3]"``, P of them.
+        sites: Of which each number is one.
         guide: By draws of the guide.
-        corrected: By the better draws, by the name of what made them; none if there was nothing.
+        corrected: By the better draws, by the name of what made them; none if there was nothing. It is NaN of numbers
+            of which it says nothing.
+        collapsed: Whether the guide has the number at a point, where nothing can correct it, ``[P]``.
     """
 
     names: tuple[str, ...]
+    sites: tuple[str, ...]
     guide: Moments
     corrected: Mapping[str, Moments]
+    collapsed: np.ndarray
 
     @property
     def mean_errors(self) -> np.ndarray:
@@ -85,19 +90,21 @@ class Marginals:
     @property
     def sd_errors(self) -> np.ndarray:
         """The guide's standard deviations over the corrected ones, minus 1, the largest, ``[P]``."""
-        return _largest([self._error(moments)[1] for moments in self.corrected.values()])
+        errors = _largest([self._error(moments)[1] for moments in self.corrected.values()])
+        return np.where(self.collapsed, -1.0, errors)
 
     @property
     def grades(self) -> tuple[str, ...]:
         """Good or bad where all corrections are sure of it by two standard errors, else doubtful; P of them."""
-        if not self.corrected:
-            return ("unknown",) * len(self.names)
-        good, bad = (np.ones(len(self.names), bool) for _ in range(2))
+        good, bad, known = (np.full(len(self.names), start) for start in (True, True, False))
         for moments in self.corrected.values():
             mean, sd, mean_error, sd_error = self._error(moments)
-            good &= (abs(mean) + _SURE * mean_error <= MOST_MEAN_ERROR) & (abs(sd) + _SURE * sd_error <= MOST_SD_ERROR)
-            bad &= (abs(mean) - _SURE * mean_error > MOST_MEAN_ERROR) | (abs(sd) - _SURE * sd_error > MOST_SD_ERROR)
-        return tuple("good" if g else "bad" if b else "doubtful" for g, b in zip(good, bad, strict=True))
+            silent = np.isnan(moments.means)
+            small = (abs(mean) + _SURE * mean_error <= MOST_MEAN_ERROR) & (abs(sd) + _SURE * sd_error <= MOST_SD_ERROR)
+            large = (abs(mean) - _SURE * mean_error > MOST_MEAN_ERROR) | (abs(sd) - _SURE * sd_error > MOST_SD_ERROR)
+            good, bad, known = good & (small | silent), bad & (large | silent), known | ~silent
+        cases = [self.collapsed, ~known, good, bad]
+        return tuple(np.select(cases, ["bad", "unknown", "good", "bad"], "doubtful").tolist())
 
     @property
     def grade(self) -> str:
@@ -111,24 +118,29 @@ class Marginals:
     def findings(self) -> list[Finding]:
         """Which sites' means and standard deviations can be trusted."""
         grades, sites = self.by_site(), self._sites()
+        found = []
+        for site, of in sites.items():
+            if self.collapsed[of].any():
+                how = "" if self.collapsed[of].all() else f" in {self.collapsed[of].sum()} of {len(of)} numbers"
+                found.append(Finding("posterior", "bad", f"{site}: the guide has collapsed to a point{how}", RICHER))
+                del grades[site]
         if not self.corrected:
             text = "means and sds: the weights cannot be used, and no chains could be run, so that nothing tells"
-            return [Finding("posterior", "unknown", text, "a smaller model or a subset of its rows")]
-        by = " and ".join(self.corrected)
-        found = []
-        for site, of in sites.items() if self.grade != "good" else ():
-            if grades[site] != "good":
-                text = f"{site}: {self._worst(of)}, by {by}"
+            advice = "a smaller model or a subset of its rows"
+            return found + [Finding("posterior", "unknown", text, advice)] * bool(grades)
+        for site, of in sites.items():
+            if grades.get(site, "good") != "good":
+                text = f"{site}: {self._worst(of)}"
                 found.append(Finding("posterior", grades[site], text, RICHER))
-        good = [i for site, of in sites.items() if grades[site] == "good" for i in of]
+        good = [i for site, of in sites.items() if grades.get(site) == "good" for i in of]
         if good:
-            names = ", ".join(site for site in sites if grades[site] == "good")
-            found.append(Finding("posterior", "good", f"{names}: {self._worst(good)}, by {by}"))
+            names = ", ".join(site for site, grade in grades.items() if grade == "good")
+            found.append(Finding("posterior", "good", f"{names}: {self._worst(good)}"))
         return found
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The numbers that are furthest off, over what the corrections say of them."""
-        errors = np.maximum(abs(self.mean_errors), abs(self.sd_errors))
+        errors = np.fmax(abs(self.mean_errors), abs(self.sd_errors))
         worst = np.argsort(-errors)[:_SHOWN]
         names = [self.names[i] for i in worst]
         ax = plots.standardized(names, self.mean_errors[worst], 1 + self.sd_errors[worst], ax=ax)
@@ -138,28 +150,30 @@ class Marginals:
 
     def _worst(self, of: list[int]) -> str:
         mean, sd = (max((errors[i] for i in of), key=abs) for errors in (self.mean_errors, self.sd_errors))
-        return f"means are within {abs(mean):.2f} sd, sds within {abs(sd):.0%} (the largest is {sd:+.0%})"
+        by = " and ".join(name for name, moments in self.corrected.items() if not np.isnan(moments.means[of]).all())
+        return f"means are within {abs(mean):.2f} sd, sds within {abs(sd):.0%} (the largest is {sd:+.0%}), by {by}"
 
     def _sites(self) -> dict[str, list[int]]:
         """The places of each site's numbers."""
         found: dict[str, list[int]] = {}
-        for i, name in enumerate(self.names):
-            found.setdefault(name.partition("[")[0], []).append(i)
+        for i, site in enumerate(self.sites):
+            found.setdefault(site, []).append(i)
         return found
 
     def _error(self, by: Moments) -> tuple[np.ndarray, ...]:
         """Errors of the guide's mean and sd, and standard errors of these."""
         mean, ratio = (self.guide.means - by.means) / by.sds, self.guide.sds / by.sds
         mean_error = np.hypot(by.mean_errors, self.guide.mean_errors) / by.sds
-        sd_error = ratio * np.hypot(by.sd_errors / by.sds, self.guide.sd_errors / self.guide.sds)
+        sd_error = np.hypot(ratio * by.sd_errors, self.guide.sd_errors) / by.sds
         return mean, ratio - 1, mean_error, sd_error
 
 
 def _largest(errors: list[np.ndarray]) -> np.ndarray:
     stacked = np.stack(errors)
-    return np.take_along_axis(stacked, abs(stacked).argmax(0)[None], 0)[0]
+    return np.take_along_axis(stacked, np.nan_to_num(abs(stacked), nan=-1.0).argmax(0)[None], 0)[0]
 
 
-def columns(draws: Mapping[str, Tensor]) -> tuple[tuple[str, ...], np.ndarray]:
-    """Names of the numbers and their draws, ``[S, P]``."""
-    return table({name: value.detach().cpu().numpy() for name, value in draws.items()})
+def columns(draws: Mapping[str, Tensor]) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
+    """Names of the numbers, the sites of which they are, and their draws, ``[S, P]``."""
+    names, found = table({name: value.detach().cpu().numpy() for name, value in draws.items()})
+    return names, tuple(name for name, value in draws.items() for _ in range(value[0].numel())), found

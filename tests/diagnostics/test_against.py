@@ -1,5 +1,7 @@
 """Errors against reference draws: on draws whose errors are known, and from every holder of draws."""
 
+import itertools
+
 import arviz as az
 import numpy as np
 import pyro
@@ -8,10 +10,13 @@ import pytest
 import torch
 import xarray
 from pyro.infer import MCMC, NUTS
+from pyro.ops.indexing import Vindex
 from scipy.stats import norm
 
 import pyro_lvm as lvm
 from pyro_lvm.diagnostics.agreement import compare
+from pyro_lvm.diagnostics.reference_draws import draws_by_name
+from pyro_lvm.draws import posterior_draws
 
 Y = torch.tensor([1.0, 2.0, 3.0, 4.0])
 S = 20_000
@@ -126,3 +131,50 @@ def test_what_is_wrong_with_a_reference_is_said(result, reference, error, messag
 def test_it_takes_results_alone():
     with pytest.raises(TypeError, match="result of a fit"):
         lvm.against({"mean": [1.0, 2.0]}, {"mean": [1.0, 2.0]})
+
+
+@pytest.fixture(scope="module")
+def three_groups():
+    """Three groups of rows by a mixture, with what follows from the latents."""
+
+    def mixture(x):
+        locs = pyro.sample("locs", dist.Normal(torch.zeros(3), 5.0).to_event(1))
+        scales = pyro.sample("scales", dist.LogNormal(torch.zeros(3), 0.5).to_event(1))
+        pyro.deterministic("squares", locs.square())
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(3) / 3), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(Vindex(locs)[..., z], Vindex(scales)[..., z]), obs=x)
+
+    def guide(x):
+        locs = pyro.param("at", torch.tensor([-3.0, 0.0, 3.0]))
+        pyro.sample("locs", dist.Normal(locs, 0.3).to_event(1))
+        pyro.sample("scales", dist.LogNormal(torch.tensor([-0.5, 0.0, 0.5]), 0.1).to_event(1))
+
+    x = torch.randn(30, generator=torch.Generator().manual_seed(0))
+    x += torch.tensor([-3.0, 0.0, 3.0])[torch.arange(30) % 3]
+    return lvm.fit(mixture, guide, x, num_steps=1, optim=1e-9, progress=False)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_components_are_numbered_as_in_the_reference(three_groups, order):
+    """Of its own draws with other numbers a fit is off by Monte Carlo error alone, here of means and sds of 5,000."""
+    order = list(order)
+    own = three_groups.sample(5_000, seed=1)
+    reference = {
+        "locs": own["locs"][:, order],
+        "scales": own["scales"][:, order],
+        "squares": own["locs"][:, order].square(),
+        "z": torch.tensor(order).argsort()[own["z"]],
+    }
+    found = lvm.against(three_groups, reference, num_draws=5_000, seed=2)
+    means = dict(zip(found.names, found.mean_errors, strict=True))
+    assert {"locs[0]", "scales[0]", "squares[0]", "z[0]"} <= means.keys()
+    assert found.largest_mean_error < 4.5 * (2 / 5_000) ** 0.5
+    if order == [0, 1, 2]:
+        plain = compare(draws_by_name(posterior_draws(three_groups, 5_000, 2)), draws_by_name(reference))
+        np.testing.assert_array_equal(found.mean_errors, plain.mean_errors)
+
+
+def test_a_reference_that_knows_of_no_component_is_taken_as_it_is(three_groups):
+    first = three_groups.sample(500, seed=1)["z"][:, :1]
+    assert lvm.against(three_groups, {"z": first.expand(-1, 30) + torch.zeros(500, 30)}, num_draws=500).left_out

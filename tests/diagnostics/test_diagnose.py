@@ -82,7 +82,8 @@ def test_a_hopeless_guide_is_bad_by_moves_alone():
     assert list(found.marginals.corrected) == ["Hamiltonian moves"]
     assert found.verdict == "bad"
     assert grades(found, "evidence") == ["doubtful"]
-    assert "to try next" in found.summary()
+    advice = found.summary().partition("to try next:\n  ")[2]
+    assert advice.startswith("more steps, if the loss was still falling; a richer guide")
 
 
 def test_words_picture_and_page(tmp_path):
@@ -149,7 +150,9 @@ def test_a_vae_has_rows_and_no_shared_posterior(fit):
     assert found.khat.each == ()
     assert found.khat.rows.shape == (150,)
     assert found.verdict in ("good", "doubtful", "bad")
-    assert found.not_available == {"LOO": "what rows share is a point, which has seen every row"}
+    assert found.not_available["LOO"] == (
+        "rows share no latent; parameters, if there are any, are at a point and have seen every row"
+    )
     assert not any(check.calibrated for check in found.checks.each)
 
 
@@ -315,7 +318,7 @@ def test_own_test_quantities():
     [
         ({"statistics": [torch.mean]}, TypeError, "expected a dict of functions"),
         ({"statistics": {"mean": 3}}, TypeError, "'mean' must be a function"),
-        ({"statistics": {"all": lambda y: y}}, ValueError, "'all' must be a tensor of one number"),
+        ({"statistics": {"all": lambda y: y}}, ValueError, "'all' must return a number"),
         ({"num_draws": 0}, ValueError, "num_draws"),
         ({"seed": -1}, ValueError, "seed"),
     ],
@@ -340,3 +343,16 @@ def test_a_fit_without_its_rows():
 def test_a_page_that_cannot_be_written():
     with pytest.raises(ValueError, match="does not exist"):
         lvm.diagnose(fitted(off(0, 1)), FEW).to_html("/no/such/folder/report.html")
+
+
+def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError("no space left")
+
+    path, found = tmp_path / "report.html", lvm.diagnose(fitted(off(0, 1)), FEW)
+    path.write_text("the old page")
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        found.to_html(path)
+    assert path.read_text() == "the old page"
+    assert list(tmp_path.iterdir()) == [path]

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import pyro_lvm as lvm
-from pyro_lvm.diagnostics.loo import leave_one_out
+from pyro_lvm.diagnostics.loo import LOO, leave_one_out
+from pyro_lvm.psis import USEFUL
+from pyro_lvm.verdict import weights as weights_module
 from pyro_lvm.verdict.weights import draw_weighted
 
 PRIOR, WITHIN, NOISE = 3.0, 0.7, 0.5
@@ -114,17 +116,69 @@ def test_latents_that_are_drawn_together_are_integrated_out_by_their_prior():
 
     y = rows(6)
     result = fitted(weak, "full_rank", y, num_steps=2_000, optim=0.01)
-    weights = draw_weighted(result, S)
+    weights = draw_weighted(result, 500)
     assert weights.own is None
     assert torch.equal(weights.joint, weights.marginal)
-    wide, narrow = math.hypot(WITHIN, NOISE), math.hypot(NOISE, WITHIN / 2**0.5)
-    mu = weights.draws["mu"][:, None]
-    rowwise = dist.Normal(mu, wide).log_prob(y)
-    square = dist.Normal(mu, narrow).log_prob(y).exp() / (2 * WITHIN * math.pi**0.5)  # E of the squared likelihood
-    variance = square / rowwise.exp().square() - 1
-    assert abs((weights.rows - rowwise + variance / 200).mean()) < 0.005  # the bias of a logarithm
-    values = torch.tensor([leave_one_out(draw_weighted(result, S, seed)).elpd for seed in SEEDS[:3]]).double()
-    assert abs(values.mean() - exact(y).sum()) < 3 * values.std() / len(values) ** 0.5 + 0.1
+    rowwise = dist.Normal(weights.draws["mu"][:, None], math.hypot(WITHIN, NOISE)).log_prob(y)
+    ratios = (rowwise - weights.rows).exp().mean(0)  # by reciprocals rows are left out
+    torch.testing.assert_close(ratios, torch.ones(6).double(), rtol=0, atol=0.02)
+    values = torch.tensor([leave_one_out(draw_weighted(result, 500, seed)).elpd for seed in SEEDS[:3]]).double()
+    assert abs(values.mean() - exact(y).sum()) < 3 * values.std() / len(values) ** 0.5 + 0.01
+
+
+def test_rows_that_say_too_much_of_their_latents_are_not_integrated_out_by_the_prior():
+    def strong(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, PRIOR))
+        with pyro.plate("rows", len(y)):
+            z = pyro.sample("z", dist.Normal(mu, 1.0).expand([2]).to_event(1))
+            pyro.sample("y", dist.Normal(z, 0.1).to_event(1), obs=y)
+
+    y = rows(6)[:, None].expand(6, 2)
+    result = fitted(strong, "full_rank", y, num_steps=1)
+    with pytest.raises(ValueError, match="draws of their prior cannot integrate them out"):
+        draw_weighted(result, 50)
+    found = lvm.diagnose(fitted(strong, "full_rank", y, num_steps=1), 100)
+    assert "mean_field" in found.not_available["LOO"]
+
+
+def test_a_row_that_a_draw_makes_impossible_is_left_out_of_its_weight():
+    """Rows uniform up to the shared scale, on a grid of scales that the largest row rules out in part."""
+
+    def model(y):
+        scale = pyro.sample("scale", dist.Uniform(0.5, 3.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Uniform(0.0, scale, validate_args=False), obs=y)
+
+    def guide(y):
+        pyro.sample("scale", dist.Uniform(pyro.param("low", torch.tensor(0.5)), 3.0))
+
+    y = torch.tensor([0.3, 0.6, 1.2])
+    loo = leave_one_out(draw_weighted(fitted(model, guide, y, num_steps=1, optim=1e-9), 20_000))
+    scale = torch.linspace(0.5, 3.0, 200_001).double()
+    rowwise = torch.where(scale[:, None] >= y, 1 / scale[:, None], 0.0)
+    others = torch.stack([rowwise[:, [j for j in range(3) if j != i]].prod(1) for i in range(3)], 1)
+    exact = ((others * rowwise).mean(0) / others.mean(0)).log()
+    torch.testing.assert_close(loo.rows, exact, rtol=0, atol=0.03)
+
+
+def test_some_of_many_rows_stand_for_all(monkeypatch):
+    y = rows(400)
+    result = fitted(nested, off_target_nested, y, num_steps=1, optim=1e-9)
+    monkeypatch.setattr(weights_module, "MOST_ROWS", 100)
+    weights = draw_weighted(result, 200)
+    assert weights.rows.shape == weights.own.shape == (200, 100)
+    loo = leave_one_out(weights)
+    assert "by 100 of 400 rows" in str(loo)
+    assert loo.elpd == pytest.approx(4 * loo.rows.sum().item())
+    assert loo.standard_error == pytest.approx(400 * loo.rows.std().item() / 10)
+    assert abs(loo.elpd - exact(y).sum()) < 3 * loo.standard_error
+    monkeypatch.undo()
+    assert torch.equal(draw_weighted(result, 200).rows[:, weights.kept], weights.rows)
+
+
+def test_draws_of_rows_that_nothing_reads_are_not_kept():
+    weights = draw_weighted(fitted(nested, off_target_nested, rows(1_001), num_steps=1, optim=1e-9), 10)
+    assert set(weights.draws) == {"mu"}
 
 
 def test_weights_without_rows_are_those_of_the_whole():
@@ -147,7 +201,14 @@ def test_unreliable_rows_are_named():
     loo = leave_one_out(draw_weighted(fitted(shared, "mean_field", y, num_steps=1_500, optim=0.05), S))
     assert loo.pareto_k.argmax() == 3
     assert loo.num_unreliable >= 1
-    assert f"Pareto k above 0.7 for {loo.num_unreliable} of 25 rows" in str(loo)
+    assert f"Pareto k of 0.7 or above for {loo.num_unreliable} of 25 rows" in str(loo)
+    assert "K-fold" in loo.findings()[0].advice
+
+
+def test_a_row_at_the_limit_is_not_reliable():
+    """As elsewhere, weights are useful below 0.7."""
+    rows = torch.zeros(3, dtype=torch.float64)
+    assert LOO(0.0, 0.0, 0.0, rows, torch.tensor([0.69, USEFUL, 0.71], dtype=torch.float64)).num_unreliable == 2
 
 
 def test_rows_whose_latents_hang_on_enumerated_sites_have_no_likelihood():

@@ -56,13 +56,14 @@ def test_labels_that_switch_are_found_and_put_right(result, rows):
     found = examine_mixture(result, S)
     assert found.site == "z"
     assert found.dims == {"locs": (0,), "share": (0,)}
-    assert abs(found.num_switched - SHARE) < 4 * math.sqrt(SHARE * (1 - SHARE) / S)
+    assert abs(found.switched - SHARE) < 4 * math.sqrt(SHARE * (1 - SHARE) / S)
     locs = found.relabelled.draws["locs"]
     assert (locs[:, 0] * locs[0, 0] > 0).all()
     labels, components = found.findings()
     assert (labels.grade, components.grade) == ("doubtful", "good")
-    assert f"labels switched in {found.num_switched:.0%} of the draws" in labels.text
+    assert f"labels switched in {found.switched:.0%} of the draws" in labels.text
     assert "lvm.relabel" in labels.advice
+    assert found.one_numbering == ""
     assert labels.text in str(found)
 
 
@@ -92,7 +93,7 @@ def test_similarity_of_a_point_is_that_of_scikit_learn(clusters):
     expected = (probs @ probs.mT).fill_diagonal_(1.0)
     assert_close(lvm.posterior_similarity(result).double(), expected, rtol=0, atol=1e-4)
     found = examine_mixture(result)
-    assert found.num_switched == 0.0
+    assert found.switched == 0.0
     assert found.relabelled.draws == {}
     assert [finding.grade for finding in found.findings()] == ["good", "good"]
     assert_close(found.responsibilities.double(), probs, rtol=0, atol=1e-4)
@@ -101,9 +102,35 @@ def test_similarity_of_a_point_is_that_of_scikit_learn(clusters):
 def test_a_single_component_holds_all_rows(clusters):
     result = lvm.fit_em(lvm.models.BayesianGaussianMixture(1, 2).initialize(clusters), clusters, progress=False)
     found = examine_mixture(result, 20)
-    assert (found.dims, found.num_switched) == ({}, 0.0)
+    assert (found.dims, found.switched, found.one_numbering) == ({}, 0.0, "")
     assert found.num_effective == pytest.approx(1.0)
     assert_close(found.similarity, torch.ones(50, 50))
+
+
+@pytest.mark.slow
+def test_evidence_lacks_the_other_numberings(rows):
+    """By log 2 of two components, of which the guide is exact but for knowing one numbering."""
+
+    def known_shares(x):
+        locs = pyro.sample("locs", dist.Normal(torch.zeros(2), 5.0).to_event(1))
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(2) / 2), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(Vindex(locs)[..., z], 1.0), obs=x)
+
+    def one(x):
+        at = pyro.param("at", torch.stack([x[:12].mean(), x[12:].mean()]))
+        pyro.sample("locs", dist.Normal(at, torch.tensor([12.0, 18.0]) ** -0.5).to_event(1))
+
+    x = 3 * rows
+    grid = torch.linspace(-15.0, 15.0, 301).double()
+    each = dist.Normal(grid[:, None], 1.0).log_prob(x.double())  # [301, N]
+    pairs = torch.logaddexp(each[:, None], each).sub(math.log(2)).sum(-1)  # of all pairs of locs
+    prior = dist.Normal(0.0, 5.0).log_prob(grid)
+    exact = (pairs + prior[:, None] + prior).flatten().logsumexp(0).item() + 2 * math.log(30 / 300)
+    found = lvm.diagnose(fitted(known_shares, one, x), 1_000)
+    evidence = next(finding for finding in found.findings() if finding.about == "evidence")
+    assert abs(found.evidence.value + math.log(2) - exact) < 4 * found.evidence.standard_error + 1e-3
+    assert "one numbering of 2 components: log p(x) may be up to log 2! = 0.7 higher" in evidence.text
 
 
 def test_many_rows_are_looked_at_in_part():
@@ -155,7 +182,7 @@ def test_components_that_the_model_tells_apart_have_no_dims(prior, rows):
     result = fitted(model, "mean_field", rows)
     found = examine_mixture(result, 20)
     assert found.dims is None
-    assert found.num_switched == 0.0
+    assert found.switched == 0.0
     assert found.findings()[0].grade == "unknown"
     assert "no dimension of the latents" in str(found)
 

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions.constraints import softplus_lower_cholesky
 from torch.distributions import constraints
 
 import pyro_lvm as lvm
@@ -103,6 +104,14 @@ def test_too_few_steps_tell_nothing(fit):
         (constraints.simplex, torch.tensor([1e-12, 0.5, 0.5]), 1),
         (constraints.interval(-2.0, 3.0), torch.tensor([0.0, 2.9]), 0),
         (constraints.real, torch.tensor([0.0, 1e-12]), 0),
+        (constraints.positive, torch.tensor(1e-12), 1),
+        (constraints.positive, torch.tensor([1e-10, 3e-10]), 0),  # in units that are large
+        (constraints.greater_than(2.0), torch.tensor([3.0, 2.0 + 1e-12]), 1),
+        (constraints.less_than(0.0), torch.tensor(-1e-12), 1),
+        (constraints.less_than(0.0), torch.tensor([-1e-12, -2.0]), 1),
+        (constraints.lower_cholesky, torch.tensor([[1.0, 0.0], [0.5, 1e-12]]), 1),
+        (softplus_lower_cholesky, torch.tensor([[1.0, 0.0], [0.5, 1e-12]]), 1),
+        (constraints.lower_cholesky, torch.tensor([[1.0, 0.0], [0.0, 0.1]]), 0),
     ],
 )
 def test_parameters_at_their_bounds_are_counted(fit, constraint, value, count):

@@ -1,12 +1,16 @@
 """Predictive checks, on a conjugate model whose posterior is drawn from exactly."""
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from scipy.stats import kstest
 
+import pyro_lvm as lvm
 from pyro_lvm.diagnostics.pit import pit
-from pyro_lvm.diagnostics.predictive_checks import STATISTICS, check_predictions, quantities
-from pyro_lvm.verdict.weights import Weights
+from pyro_lvm.diagnostics.predictive_checks import STATISTICS, PredictiveChecks, check_predictions, quantities
+from pyro_lvm.diagnostics.replications import examine_predictions
+from pyro_lvm.verdict.weights import Weights, draw_weighted
 
 S, N = 500, 40
 MODEL = torch.distributions.Normal
@@ -68,10 +72,46 @@ def test_own_test_quantities():
     (check,) = checks(torch.randn(N), {"share of positives": lambda rows: (rows > 0).double().mean()})
     assert 0 < check.observed < 1
     assert "share of positives of 'y'" in check.findings()[0].text
-    with pytest.raises(ValueError, match=r"'rows' must be a tensor of one number; got shape \[4\]"):
+    with pytest.raises(ValueError, match=r"'rows' must return a number; got shape \[4\]"):
         checks(torch.randn(N), {"rows": lambda rows: rows[:4]})
-    with pytest.raises(ValueError, match="'count' must be a tensor of one number; got 40"):
-        checks(torch.randn(N), {"count": len})
+    with pytest.raises(ValueError, match="'words' must return a number; got 'many'"):
+        checks(torch.randn(N), {"words": lambda rows: "many"})
+
+
+@pytest.mark.parametrize("kind", [float, lambda value: value.numpy(), lambda value: value.reshape(1)])
+def test_numbers_of_all_kinds_are_taken(kind):
+    y = torch.randn(N)
+    (expected,), (found,) = (
+        (torch.manual_seed(4), checks(y, {"mean": statistic}))[1]
+        for statistic in (torch.mean, lambda rows: kind(rows.mean()))
+    )
+    assert (found.observed, found.below) == (expected.observed, expected.below)
+    assert torch.equal(found.replicated, expected.replicated)
+
+
+def test_a_test_quantity_that_fails_is_named():
+    with pytest.raises(ValueError, match=r"'fifty-first' failed on rows \[40\]: index 50 is out of bounds") as info:
+        checks(torch.randn(N), {"fifty-first": lambda rows: rows[50]})
+    assert isinstance(info.value.__cause__, IndexError)
+
+
+def test_what_is_no_number_tells_nothing():
+    """Of the data, as where missing entries are NaN, or of data drawn anew."""
+    y, statistics = torch.randn(N), {**STATISTICS, "nanmean": torch.nanmean}
+    _, *replicated = drawn(y)
+    y[3] = torch.nan
+    parts = (quantities({"y": data}, statistics) for data in (y[None], *replicated))
+    by_name = {check.statistic: check for check in check_predictions(*parts, True).each}
+    found = {name: check.findings()[0] for name, check in by_name.items()}
+    assert {name: finding.grade for name, finding in found.items()} == {
+        **dict.fromkeys(STATISTICS, "unknown"),
+        "nanmean": "good",
+    }
+    assert "mean of 'y' is NaN" in found["mean"].text
+    (roots,) = checks(torch.randn(N), {"roots": lambda rows: (rows - rows.mean() + 2).sqrt().mean()})
+    assert roots.findings()[0].grade == "unknown"
+    assert len(PredictiveChecks((by_name["mean"], by_name["nanmean"])).plot().get_yticklabels()) == 1
+    PredictiveChecks((by_name["mean"],)).plot()
 
 
 def test_ties_share_the_unit_interval():
@@ -118,3 +158,51 @@ def test_ties_are_broken_at_random():
     assert found.p_value > 0.01
     narrow = pit("y", weights, torch.bernoulli(torch.full((S, 400), 0.6)), y)
     assert narrow.findings()[0].grade == "bad"
+
+
+def test_shared_states_are_predicted_by_their_posterior():
+    """Which of two places all rows have is certain given them, and a coin before."""
+
+    def places(y):
+        off = pyro.sample("off", dist.Normal(0.0, 1.0))
+        k = pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(10 * k - 5 + off, 1.0), obs=y)
+
+    def exact(y):
+        """Given that all have the upper place."""
+        precision = 1 + len(y)
+        width = pyro.param("width", torch.tensor(precision**-0.5))
+        pyro.sample("off", dist.Normal((y - 5).sum() / precision, width))
+
+    y = torch.randn(N) + 5
+    result = lvm.fit(places, exact, y, num_steps=1, optim=1e-12, progress=False)
+    weights = draw_weighted(result, S, 0)
+    _, found = examine_predictions(result, weights, True, {"mean": torch.mean}, 0)
+    (check,) = found.each
+    sd = (1 / N + 1 / (1 + N)) ** 0.5  # of the rows' mean, and of where it is
+    centre = (5 + (y - 5).sum() / (1 + N)).item()
+    assert abs(check.replicated.mean() - centre) < 4 * sd / S**0.5
+    assert abs(check.replicated.std() / sd - 1) < 4 / (2 * S) ** 0.5
+
+
+def test_a_site_that_holds_a_parameter_is_no_data():
+    """What follows from it is predicted at the parameter, and not at draws of its prior."""
+
+    def model(y):
+        loc = pyro.sample("loc", dist.Normal(0.0, 100.0), obs=pyro.param("at", torch.tensor(7.0)))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    y = torch.randn(N) + 7
+    result = lvm.fit(model, None, y, num_steps=1, optim=1e-12, progress=False)
+    _, found = examine_predictions(result, None, False, {"mean": torch.mean}, 0)
+    (check,) = found.each
+    assert check.site == "y"
+    draws = len(check.replicated)
+    assert abs(check.replicated.mean() - 7) < 4 / (N * draws) ** 0.5
+    data = lvm.to_arviz(result, 200)
+    for group in ("posterior_predictive", "prior_predictive"):
+        assert set(data[group].data_vars) == {"y"}
+        assert abs(data[group]["y"].values.mean() - 7) < 4 / (N * 200) ** 0.5
+    assert result.predict(num_draws=3).keys() == {"y"}

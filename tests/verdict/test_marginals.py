@@ -38,6 +38,11 @@ def test_errors_of_chains_take_their_own_dependence_into_account():
     assert (abs((np.array(scores) ** 2).mean(0) - 1) < 4 * np.sqrt(2 / 200)).all()
 
 
+def marginals(names, guide, corrected, sites=None, collapsed=None):
+    sites = names if sites is None else sites
+    return Marginals(names, sites, guide, corrected, np.zeros(len(names), bool) if collapsed is None else collapsed)
+
+
 @pytest.mark.parametrize(
     ("guide", "corrected", "grade"),
     [
@@ -53,22 +58,44 @@ def test_errors_of_chains_take_their_own_dependence_into_account():
     ],
 )
 def test_a_grade_is_sure_by_two_standard_errors(guide, corrected, grade):
-    marginals = Marginals(("a",), guide, {"weights": corrected})
-    assert marginals.grade == marginals.grades[0] == marginals.findings()[0].grade == grade
+    found = marginals(("a",), guide, {"weights": corrected})
+    assert found.grade == found.grades[0] == found.findings()[0].grade == grade
 
 
 def test_corrections_that_disagree_are_in_doubt():
-    marginals = Marginals(("a",), moments(0.5, 1), {"weights": moments(0, 1), "moves": moments(0.5, 1)})
-    assert marginals.grade == "doubtful"
-    assert marginals.mean_errors[0] == 0.5
+    found = marginals(("a",), moments(0.5, 1), {"weights": moments(0, 1), "moves": moments(0.5, 1)})
+    assert found.grade == "doubtful"
+    assert found.mean_errors[0] == 0.5
+
+
+def test_a_correction_has_no_say_where_it_is_silent():
+    weights, moves = moments([0, np.nan, np.nan], [1, np.nan, np.nan]), moments([0.1, 0.4, np.nan], [1, 1, np.nan])
+    found = marginals(("a", "b", "c"), moments([0] * 3, [1] * 3), {"weights": weights, "moves": moves})
+    assert found.grades == ("good", "bad", "unknown")
+    np.testing.assert_array_equal(abs(found.mean_errors), [0.1, 0.4, np.nan])
+
+
+def test_a_point_is_bad_whatever_corrects_it():
+    """Also where that says nothing."""
+    silent, point = moments([np.nan, 0, 0], [np.nan, 1, 1]), np.array([True, False, False])
+    names, guide = ("a[0]", "a[1]", "b"), moments([2, 0, 0], [0, 1, 1])
+    for corrected in ({"weights": silent}, {}):
+        found = marginals(names, guide, corrected, ("a", "a", "b"), point)
+        assert found.by_site()["a"] == found.grade == "bad"
+        first, second = found.findings()
+        assert first.text == "a: the guide has collapsed to a point in 1 of 2 numbers"
+        assert first.advice
+        assert "nan" not in second.text
+    found = marginals(("a",), moments(2, 0), {}, collapsed=np.array([True]))
+    assert [finding.text for finding in found.findings()] == ["a: the guide has collapsed to a point"]
 
 
 def test_sites_are_told_apart():
-    marginals = Marginals(
-        ("a[0]", "a[1]", "b"), moments([0, 0.9, 0], [1, 1, 1.1]), {"weights": moments([0] * 3, [1] * 3)}
-    )
-    assert marginals.by_site() == {"a": "bad", "b": "good"}
-    bad, good = marginals.findings()
+    guide, weights = moments([0, 0.9, 0], [1, 1, 1.1]), {"weights": moments([0] * 3, [1] * 3)}
+    found = marginals(("a[0]", "a[1]", "b"), guide, weights, ("a", "a", "b"))
+    assert found.by_site() == {"a": "bad", "b": "good"}
+    assert marginals(("a[0]", "a[1]", "b"), guide, weights).by_site() == {"a[0]": "good", "a[1]": "bad", "b": "good"}
+    bad, good = found.findings()
     assert "a: means are within 0.90 sd" in bad.text
     assert "b: means are within 0.00 sd, sds within 10% (the largest is +10%)" in good.text
     assert bad.advice
@@ -76,14 +103,14 @@ def test_sites_are_told_apart():
 
 
 def test_without_a_correction_nothing_is_known():
-    marginals = Marginals(("a",), moments(0, 1), {})
-    assert marginals.grade == marginals.findings()[0].grade == "unknown"
+    found = marginals(("a",), moments(0, 1), {})
+    assert found.grade == found.findings()[0].grade == "unknown"
 
 
 def test_the_worst_numbers_are_drawn_first():
     names = tuple(f"a[{i}]" for i in range(20))
     guide = moments(np.linspace(0, 1, 20), np.ones(20))
-    ax = Marginals(names, guide, {"weights": moments(np.zeros(20), np.ones(20))}).plot(Figure().subplots())
+    ax = marginals(names, guide, {"weights": moments(np.zeros(20), np.ones(20))}).plot(Figure().subplots())
     assert [label.get_text() for label in ax.get_yticklabels()] == [f"a[{i}]" for i in range(19, 3, -1)]
     assert "the worst 16 of 20" in ax.get_xlabel()
 
