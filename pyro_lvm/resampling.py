@@ -23,10 +23,19 @@ _WEIGHED = 10_000  # draws in each of the runs whose Pareto k decides
 _PROPOSED, _FEWEST = 10, 1_000  # draws of the guide for each that is kept, and for all of them
 
 
-def resampled(program: Program, values: Values, args: tuple[Any, ...], num_draws: int) -> dict[str, Tensor]:
+def resampled(
+    program: Program, values: Values, args: tuple[Any, ...], num_draws: int, judged: bool = False
+) -> dict[str, Tensor]:
     """Draws of all sites of the guide, ``[S, ...]``, each as often as its weight says.
 
     Where every latent belongs to a row, rows are resampled one by one, and else all latents together.
+
+    Args:
+        program: Model and guide.
+        values: Of their parameters.
+        args: Of both.
+        num_draws: S.
+        judged: Whether the weights of all latents together have been found useful before.
 
     Raises:
         ValueError: for a guide without a density, and for weights whose Pareto k is 0.7 or more: of all latents
@@ -44,7 +53,7 @@ def resampled(program: Program, values: Values, args: tuple[Any, ...], num_draws
         drawn = prune_subsample_sites(poutine.trace(guide).get_trace(*args, **kwargs))
         return drawn, *weigh(program, model, args, drawn)
 
-    by_row = rows_are_cells(program, repeat(lambda: weighed()[1], _A_LOOK))
+    by_row = not judged and rows_are_cells(program, repeat(lambda: weighed()[1], _A_LOOK))
 
     def once() -> tuple[dict[str, Tensor], Tensor]:
         drawn, outside, rows = weighed()
@@ -53,7 +62,7 @@ def resampled(program: Program, values: Values, args: tuple[Any, ...], num_draws
             return draws, outside.double()
         return draws, rows.double() if by_row else outside.double() + rows.double().sum()
 
-    if not by_row:
+    if not by_row and not judged:
         _check("of all latents together", statistics.median(joint_khats(program, values, args, _WEIGHED)))
     draws, log_weights = repeat(once, max(_FEWEST, _PROPOSED * num_draws))
     if not by_row:

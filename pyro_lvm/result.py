@@ -226,7 +226,7 @@ class Result:
 
     def _proposed(self, args: tuple[Any, ...], num_draws: int, resample: bool) -> Draws:
         """The sites of the guide ``[S, ...]`` at which draws are to be taken; none, if the guide is to draw them."""
-        return resampled(self._program, self._values, args, num_draws) if resample else {}
+        return resampled(self._program, self._values, args, num_draws, self.resamples) if resample else {}
 
     def _guide_at(self, args: tuple[Any, ...], given: Draws) -> poutine.Trace:
         """A run of the guide, some of its sites given."""
