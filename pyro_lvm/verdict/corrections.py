@@ -21,7 +21,7 @@ from pyro_lvm.verdict.weights import MOST_LATENTS, Weights
 WEIGHTS, MOVES = "importance weights", "Hamiltonian moves"
 _NUM_CHAINS, _FEWEST_CHAINS = 500, 100
 _NUMBERS = 1_000_000  # of the largest tensor of all chains together
-_WARMUP, _KEPT = 40, 20
+_WARMUP, _KEPT = 40, 60
 _FEWEST_ACCEPTED = 0.4  # of chains that adapt their step to 0.8
 
 

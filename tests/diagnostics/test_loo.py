@@ -208,7 +208,8 @@ def test_unreliable_rows_are_named():
 def test_a_row_at_the_limit_is_not_reliable():
     """As elsewhere, weights are useful below 0.7."""
     rows = torch.zeros(3, dtype=torch.float64)
-    assert LOO(0.0, 0.0, 0.0, rows, torch.tensor([0.69, USEFUL, 0.71], dtype=torch.float64)).num_unreliable == 2
+    pareto_k = torch.tensor([0.69, USEFUL, 0.71], dtype=torch.float64)
+    assert LOO(0.0, 0.0, 0.0, rows, pareto_k, len(rows)).num_unreliable == 2
 
 
 def test_rows_whose_latents_hang_on_enumerated_sites_have_no_likelihood():

@@ -22,12 +22,18 @@ def posterior(y):
     return MODEL(y.sum() / precision, precision**-0.5)
 
 
+def weighed(draws, rows):
+    """Draws that weigh the same, and the log-densities of rows at each."""
+    flat, num_rows = torch.zeros(S, dtype=torch.float64), rows.shape[1]
+    spared = torch.full_like(flat, -torch.inf)
+    return Weights(draws, flat, flat, torch.arange(num_rows), num_rows, rows.double(), spared=spared)
+
+
 def drawn(y):
     """Draws of the exact posterior, as weights, data anew at each of them, and at the first of them."""
     mean = posterior(y).sample((S,))
     rows = MODEL(mean[:, None], 1.0).log_prob(y)
-    flat = torch.zeros(S, dtype=torch.float64)
-    weights = Weights({"mean": mean}, flat, flat, rows.double(), None)
+    weights = weighed({"mean": mean}, rows)
     shape = (S, len(y))
     return weights, *(MODEL(loc.expand(shape), 1.0).sample() for loc in (mean[:, None], mean[0]))
 
@@ -152,8 +158,7 @@ def test_ties_are_broken_at_random():
     """A coin's two values share the unit interval."""
     torch.manual_seed(7)
     y = torch.bernoulli(torch.full((400,), 0.3))
-    flat = torch.zeros(S, dtype=torch.float64)
-    weights = Weights({}, flat, flat, torch.zeros(S, 400).double(), None)
+    weights = weighed({}, torch.zeros(S, 400))
     found = pit("y", weights, torch.bernoulli(torch.full((S, 400), 0.3)), y)
     assert found.p_value > 0.01
     narrow = pit("y", weights, torch.bernoulli(torch.full((S, 400), 0.6)), y)
