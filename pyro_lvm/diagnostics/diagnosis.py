@@ -17,6 +17,7 @@ from pyro_lvm.diagnostics.picture import figure_of
 from pyro_lvm.diagnostics.pit import PIT
 from pyro_lvm.diagnostics.predictive_checks import PredictiveChecks
 from pyro_lvm.importance import Estimate, Evidence
+from pyro_lvm.svi.climb import Climb
 from pyro_lvm.verdict.finding import Finding
 from pyro_lvm.verdict.judge import grade_of
 from pyro_lvm.verdict.khat import KHat
@@ -33,7 +34,7 @@ class Diagnosis:
 
     Attributes:
         fit: The fit in a line.
-        optimisation: Whether it has come to rest.
+        optimisation: Whether it has come to rest; the climb of "auto".
         khat: The Pareto k of its importance weights; None where the guide has no density.
         evidence: log p(x), by importance sampling; None likewise.
         elbo: The ELBO at the fit; None likewise.
@@ -47,7 +48,7 @@ class Diagnosis:
     """
 
     fit: str
-    optimisation: Optimisation | Iterations
+    optimisation: Optimisation | Iterations | Climb
     khat: KHat | None
     evidence: Evidence | None
     elbo: Estimate | None
@@ -67,7 +68,9 @@ class Diagnosis:
         is off by more than a fifth. It is "unknown" where nothing tells, and "not available" of a fit that has no
         posterior.
         """
-        return grade_of(self.khat, self.marginals)
+        own = grade_of(self.khat, self.marginals)
+        missed = isinstance(self.optimisation, Climb) and self.optimisation.misses_modes
+        return "doubtful" if missed and own == "good" else own
 
     def findings(self) -> list[Finding]:
         """Everything that was found, each with its figure."""

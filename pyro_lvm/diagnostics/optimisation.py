@@ -15,6 +15,7 @@ from pyro_lvm.em.result import EMResult
 from pyro_lvm.importance import Estimate, log_weights, mean_of, totals
 from pyro_lvm.params import without_events
 from pyro_lvm.result import Result
+from pyro_lvm.svi.climb import Climb
 from pyro_lvm.svi.result import SVIResult
 from pyro_lvm.svi.stopping import FEWEST, improvement
 from pyro_lvm.verdict.finding import Finding
@@ -45,6 +46,7 @@ class Optimisation:
         at_bound: Parameters with elements at the bound of their constraint, and how many.
         losses: Of each step, ``[num_steps]``.
         unit: Of the loss.
+        restarts: What each start has reached, as minus the loss at its end, ``[num_restarts]``.
     """
 
     improvement: Estimate
@@ -55,6 +57,7 @@ class Optimisation:
     at_bound: dict[str, int]
     losses: Tensor = field(repr=False, compare=False)
     unit: str
+    restarts: Tensor
 
     def findings(self) -> list[Finding]:
         """Whether it has levelled off, whether it stays, and what has run into a bound."""
@@ -70,6 +73,7 @@ class Optimisation:
                 f"averaged over the last quarter, the parameters are better by {_told(self.jitter)} than the last ones"
             )
             found.append(Finding("learning rate", "doubtful", f"{text}: it is too large", _LR))
+        found += _restarts(self.restarts)
         return found + _bounds(self.at_bound, "another start, or a prior that keeps it away")
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -116,14 +120,7 @@ class Iterations:
         )
         grade, advice = ("good", "") if self.converged else ("doubtful", "a larger max_iter")
         found = [Finding("optimisation", grade, text, advice)]
-        if len(self.restarts) > 1:
-            below = self.restarts.max() - self.restarts
-            same = int((below <= _NATS).sum())
-            text = (
-                f"{same} of {len(below)} starts came within {_NATS} nats of the best, the worst {below.max():.3g} below"
-            )
-            grade, advice = ("good", "") if same > 1 else ("doubtful", "more starts: num_restarts=")
-            found.append(Finding("restarts", grade, text, advice))
+        found += _restarts(self.restarts)
         return found + _bounds(self.at_bound, "fewer components, or a prior")
 
     def plot(self, ax: Axes | None = None) -> Axes:
@@ -132,16 +129,28 @@ class Iterations:
         return plots.curves({"objective": (steps, self.objective)}, "iteration", "objective (nats)", ax=ax)
 
 
+def _restarts(restarts: Tensor) -> list[Finding]:
+    if len(restarts) == 1:
+        return []
+    below = restarts.max() - restarts
+    same = int((below <= _NATS).sum())
+    text = f"{same} of {len(below)} starts came within {_NATS} nats of the best, the worst {below.max():.3g} below"
+    grade, advice = ("good", "") if same > 1 else ("doubtful", "more starts: num_restarts=")
+    return [Finding("restarts", grade, text, advice)]
+
+
 def _bounds(at_bound: dict[str, int], advice: str) -> list[Finding]:
     texts = [f"{count} elements of {name!r} are at the bound of their constraint" for name, count in at_bound.items()]
     return [Finding("bounds", "doubtful", text, advice) for text in texts]
 
 
-def examine(result: Result) -> Optimisation | Iterations:
+def examine(result: Result) -> Optimisation | Iterations | Climb:
     """Look back on a fit."""
     if isinstance(result, EMResult):
         return Iterations(result.converged, result.objective, result.restarts, _at_bound(result))
     assert isinstance(result, SVIResult)
+    if result.climb is not None:
+        return result.climb
     path, drift, jitter, rhat = result.path, None, None, torch.empty(0)
     tail = path.tail
     if len(tail) >= _FEWEST_POINTS:
@@ -152,7 +161,8 @@ def examine(result: Result) -> Optimisation | Iterations:
             drift, jitter = mean_of(after - before), mean_of(after - _elbos(result, result._values))
     gain = Estimate(*improvement(result.losses)) if result.num_steps >= FEWEST else Estimate(torch.nan, torch.nan)
     unit = "" if "chi-square" in result.target else " nats"
-    return Optimisation(gain, drift, jitter, tuple(path.names), rhat, _at_bound(result), result.losses, unit)
+    at_bound, names = _at_bound(result), tuple(path.names)
+    return Optimisation(gain, drift, jitter, names, rhat, at_bound, result.losses, unit, result.restarts)
 
 
 def split_rhat(points: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _NOWHERE = Estimate(math.nan, math.nan)
+_MOST_ELSEWHERE = 0.05  # of a posterior's mass, from which on a fit of one mode is in doubt
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,15 @@ class Climb:
         """Of the guide that was taken."""
         return next(step for step in self.steps if step.guide == self.guide)
 
+    @property
+    def misses_modes(self) -> bool:
+        """Whether a part of the posterior that matters is known to be elsewhere."""
+        return self.other_modes > _MOST_ELSEWHERE
+
     def findings(self) -> list[Finding]:
         """How the climb went."""
         found = [Finding("climb", "good" if self.taken.verdict == "good" else "doubtful", str(self))]
-        if self.other_modes > MOST_ELSEWHERE:
+        if self.misses_modes:
             text = f"Laplace approximations give {self.other_modes:.0%} of the posterior to modes that were not taken"
             advice = "an order of the components, if they are permutations of each other; MCMC else"
             found.append(Finding("modes", "doubtful", text, advice))
@@ -110,7 +116,3 @@ class Climb:
             epochs = tuple(Epoch(**{**epoch, "elbo": Estimate(*epoch["elbo"])}) for epoch in step["epochs"])
             steps.append(Step(**{**step, "elbo": Estimate(*step["elbo"]), "epochs": epochs}))
         return cls(**{**state, "steps": tuple(steps)})
-
-
-MOST_ELSEWHERE = 0.05
-"""The share of a posterior in other modes from which on a fit of one of them is in doubt."""
