@@ -1,4 +1,4 @@
-"""Seconds of `calibrate`, and whether it tells an exact guide from one whose standard deviations are 0.8 times as large.
+"""Seconds of `calibrate`, and whether it tells an exact guide from one that is 0.8 times as wide.
 
     python benchmarks/calibration.py
 

@@ -130,7 +130,7 @@ class Iterations:
 
 
 def _restarts(restarts: Tensor) -> list[Finding]:
-    if len(restarts) == 1:
+    if len(restarts) < 2:
         return []
     below = restarts.max() - restarts
     same = int((below <= _NATS).sum())

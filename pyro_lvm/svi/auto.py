@@ -112,7 +112,8 @@ def climb(task: Task, progress: bool) -> SVIResult:
     visible = guided(task.model, task.objective("mean_field").program.sites)
     began = time.perf_counter()
     modes = find_modes(task.objective, visible, task.seed)
-    steps = [Step("laplace", "start", seconds=time.perf_counter() - began, note=str(modes))]
+    started = "start" if modes.found or not modes.num_starts else "failed"
+    steps = [Step("laplace", started, seconds=time.perf_counter() - began, note=str(modes))]
     footholds = [_Foothold(modes.coordinates, {})]
     fitted = dict[str, SVIResult]()
     with interrupts() as interrupted, tqdm(disable=not progress, unit=" steps") as bar:

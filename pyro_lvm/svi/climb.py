@@ -100,7 +100,10 @@ class Climb:
         for step in self.steps:
             if step.epochs:
                 at = [done + epoch.num_steps for epoch in step.epochs]
-                curves[f"{step.guide}: {step.verdict}"] = (at, [epoch.elbo.value for epoch in step.epochs])
+                curves[f"{step.guide}: {step.verdict}, {step.seconds:.0f} s"] = (
+                    at,
+                    [epoch.elbo.value for epoch in step.epochs],
+                )
                 done = at[-1]
         return plots.curves(curves, "steps", "ELBO (nats)", ax=ax)
 
