@@ -7,8 +7,9 @@ largest of a mean, in posterior standard deviations, and of a standard deviation
 fit, compilation included. "auto" and ADVI are at their defaults; AutoBNAFNormal has its own too, and the optimiser of
 NumPyro's example with it: Adam at 0.003, 10,000 steps. "failed" is a fit that came to NaN.
 
-NumPyro is in the `bench` extra. PyMC needs an environment of its own, which needs neither torch nor pyro_lvm: run its
-column there. `--columns auto numpyro` here and `--columns pymc` there print parts of the same table.
+NumPyro is in the `bench` extra. PyMC needs an environment of its own, in which neither torch nor pyro_lvm need be: run
+its column there. `--columns auto numpyro` here and `--columns pymc` there print parts of the same table. PyTensor keeps
+on disk what it compiles: a first run takes longer.
 """
 
 import argparse

@@ -55,19 +55,25 @@ def gauss_mix_in_pymc(y):
     pm.NormalMixture("y", pt.stack([theta, 1 - theta]), mu, sigma, observed=y)
 
 
+def log_sum_exp_in_pymc(x):
+    """Over the first dimension. PyTensor's own has gradients of NaN within a scan."""
+    top = x.max(0)
+    return top + pt.log(pt.exp(x - top).sum(0))
+
+
 def hidden_markov_in_pymc(y):
     logs = pt.log(pt.stack([pm.Dirichlet(f"theta{k}", np.ones(2)) for k in (1, 2)]))
     mu = pm.Deterministic("mu", pm.HalfFlat("steps", shape=2).cumsum())
     pm.Potential("mu_prior", pm.logp(pm.Normal.dist(np.array([3.0, 10.0]), 1.0), mu).sum())
     emissions = pm.logp(pm.Normal.dist(mu, 1.0), y[:, None])
     forward = pytensor.scan(
-        lambda emission, before, logs: pt.logsumexp(before[:, None] + logs, axis=0) + emission,
+        lambda emission, before, logs: log_sum_exp_in_pymc(before[:, None] + logs) + emission,
         sequences=emissions[1:],
         outputs_info=emissions[0],
         non_sequences=logs,
         return_updates=False,
     )
-    pm.Potential("y", pt.logsumexp(forward[-1]))
+    pm.Potential("y", log_sum_exp_in_pymc(forward[-1]))
 
 
 PYMC = {
