@@ -2,7 +2,7 @@
 
     python benchmarks/auto.py FOLDER [--names kidiq ...] [--seed 0]
 
-The folder has one of posteriordb's posteriors in each of its folders: see `posteriordb_models.py`. Errors are the
+The folder has one of posteriordb's posteriors in each of its folders: see `posteriordb_files.py`. Errors are the
 largest of a mean, in posterior standard deviations, and of a standard deviation, over 10,000 draws. A fit is bad if
 they are above 0.25 and 20%; the last lines count what is within 0.1 and 10%, and what the verdict calls good.
 """

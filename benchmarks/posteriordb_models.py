@@ -1,16 +1,9 @@
-"""Nine posteriors of posteriordb as Pyro models, and their reference draws.
+"""Nine posteriors of posteriordb as Pyro models."""
 
-A folder holds one of them: `data.json`, and `draws_thinned.npz` with draws by name, such as `beta[1]`.
-"""
-
-import json
-import re
-from pathlib import Path
-
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from posteriordb_files import read
 from pyro.distributions import constraints
 
 
@@ -139,16 +132,5 @@ TUNED = ("eight_schools", "kidiq", "low_dim_gauss_mix", "arK", "mesquite")
 
 def load(folder, name):
     """The model, its arguments, and the reference draws by site, `[S, ...]`."""
-    (path,) = Path(folder).glob(f"{name}-*")
-    data = json.loads((path / "data.json").read_text())
-    with np.load(path / "draws_thinned.npz", allow_pickle=False) as file:
-        held = {key: file[key] for key in file.files}
-    flat_names, draws = list(map(str, held["names"])), held["draws"]
-    reference = {}
-    for column, full in enumerate(flat_names):
-        reference.setdefault(re.sub(r"\[.*", "", full), []).append(draws[:, column])
-    stacked = {
-        key: value[0] if len(value) == 1 and f"{key}[1]" not in flat_names else np.stack(value, -1)
-        for key, value in reference.items()
-    }
-    return MODELS[name], arrays(name, data), stacked
+    data, reference = read(folder, name)
+    return MODELS[name], arrays(name, data), reference

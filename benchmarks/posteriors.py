@@ -2,7 +2,7 @@
 
     python benchmarks/posteriors.py FOLDER [--names kidiq ...] [--guides mean_field full_rank flow] [--steps 5000]
 
-The folder has one of posteriordb's posteriors in each of its folders: see `posteriordb_models.py`. Errors are the
+The folder has one of posteriordb's posteriors in each of its folders: see `posteriordb_files.py`. Errors are the
 largest of a mean, in posterior standard deviations, and of a standard deviation, over 10,000 draws of the guide. A fit
 is bad if they are above 0.25 and 20%. The last lines count what the verdict calls good.
 """
