@@ -168,7 +168,9 @@ def test_draws_come_from_given_numbers():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("table", [(600, 3), (600, 16), (16, 15), (15, 3)])
+@pytest.mark.parametrize(
+    "table", [(600, 3), (600, 16), *(pytest.param(shape, marks=pytest.mark.slow) for shape in ((16, 15), (15, 3)))]
+)
 @pytest.mark.parametrize("picks", [False, True])
 def test_the_layout_of_tables_does_not_matter(table, picks):
     def step(carry, x, fixed):

@@ -43,7 +43,7 @@ def mixture_of_two(name, largest, dtype=torch.float64):
     return model, density(*values[:2]).sample((300,)).flatten()
 
 
-@pytest.mark.parametrize("largest", [6.0, 10.0, 13.0, 18.0])
+@pytest.mark.parametrize("largest", [6.0, *(pytest.param(x, marks=pytest.mark.slow) for x in (10.0, 13.0)), 18.0])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_partners_are_given_up_together(name, largest):
     """The bound is met in the first iteration or later; the other argument must not stay behind, nor run ahead."""
@@ -100,7 +100,7 @@ def test_negative_binomials_of_poisson_counts_in_single_precision(seed):
     torch.testing.assert_close(means.sort().values, torch.tensor([2.0, 20.0]).float(), rtol=0.1, atol=0.0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["gamma", "narrow gamma", "beta", "exponential"])
 def test_ties_make_no_spikes(name, dtype):
     """Rounded values, of which a component could hold one alone, with a likelihood that has no bound."""
@@ -251,7 +251,7 @@ def test_negative_binomials_of_huge_poisson_counts_are_poisson():
 
 
 @pytest.mark.parametrize("e_step", ["auto", "hard"])
-@pytest.mark.parametrize("first", ["known first", "known last"])
+@pytest.mark.parametrize("first", ["known first", pytest.param("known last", marks=pytest.mark.slow)])
 def test_arguments_beside_constants_are_searched_for(first, e_step):
     """One component has a known total count; the other's is the last of all parameters, or not."""
     rng = np.random.default_rng(0)

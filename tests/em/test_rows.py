@@ -120,7 +120,7 @@ def test_rows_one_by_one_take_the_path_of_all_rows_at_once():
 
 
 @each_model
-@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("shuffle", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_loader_takes_the_path_of_all_rows_at_once(model, shuffle):
     x = DATA[model]()
     loader = DataLoader(TensorDataset(x), batch_size=13, shuffle=shuffle)

@@ -223,7 +223,7 @@ def test_result_is_saved(corpus, tmp_path):
 # fit ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hidden", [None, (32,)])
+@pytest.mark.parametrize("hidden", [pytest.param(None, marks=pytest.mark.slow), (32,)])
 def test_fit_keeps_the_topics_of_em(corpus, hidden):
     counts, topics = corpus
     model = LDA(K, V, hidden=hidden)

@@ -91,7 +91,9 @@ def test_the_optimum_is_common_to_several_starts():
     "elbo, elbo_gap",
     [
         (lvm.elbo.TraceScore_ELBO(5), 0.005),
-        (lvm.elbo.TraceVIMCO_ELBO(5), 0.1),  # at the posterior its bound is flat in the guide
+        pytest.param(
+            lvm.elbo.TraceVIMCO_ELBO(5), 0.1, marks=pytest.mark.slow
+        ),  # at the posterior its bound is flat in the guide
     ],
     ids=["score", "VIMCO"],
 )

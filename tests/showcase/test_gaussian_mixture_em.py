@@ -55,7 +55,8 @@ def test_iris_from_the_start_of_scikit_learn(covariance, weighted):
 
 
 @pytest.mark.parametrize(
-    ("covariance", "num_components"), [("full", 1), ("full", 2), ("tied", 3), ("diag", 3), ("spherical", 3)]
+    ("covariance", "num_components"),
+    [("full", 1), pytest.param("full", 2, marks=pytest.mark.slow), ("tied", 3), ("diag", 3), ("spherical", 3)],
 )
 def test_holes_in_wine_are_filled_better_than_by_means(covariance, num_components):
     x = wine()

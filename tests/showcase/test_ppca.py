@@ -40,7 +40,7 @@ def best_log_likelihood(x, L):
     [
         (wine, 2, torch.float32),
         (wine, 5, torch.float64),
-        (digits, 10, torch.float32),  # three of the 64 pixels are constant
+        pytest.param(digits, 10, torch.float32, marks=pytest.mark.slow),  # three of the 64 pixels are constant
         pytest.param(varying_digits, 10, torch.float32, marks=pytest.mark.slow),
         pytest.param(scaled_digits, 10, torch.float32, marks=pytest.mark.slow),
         pytest.param(digits, 30, torch.float32, marks=pytest.mark.slow),

@@ -28,7 +28,7 @@ def unknown_scale(y):
         pyro.sample("y", dist.Normal(locs[(torch.arange(len(y)) % 2)], scale), obs=y)
 
 
-@pytest.mark.parametrize("guide", ["mean_field", "full_rank", "low_rank", "flow"])
+@pytest.mark.parametrize("guide", ["mean_field", "full_rank", "low_rank", pytest.param("flow", marks=pytest.mark.slow)])
 def test_the_mean_of_normal_data_has_its_normal_posterior(guide):
     """p(loc | y) = N(mean of y, 1 / N), and the integral of the likelihood over loc is known."""
     result = lvm.fit(known_scale, guide, Y, num_steps=500, optim=0.02, elbo=lvm.elbo.TraceSTL_ELBO(), progress=False)
