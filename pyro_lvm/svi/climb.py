@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pyro_lvm import plots
@@ -45,6 +45,17 @@ class Step:
     seconds: float = 0.0
     note: str = ""
     epochs: tuple[Epoch, ...] = field(default=(), repr=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As plain numbers and strings."""
+        epochs = [(epoch.num_steps, epoch.learning_rate, *epoch.elbo) for epoch in self.epochs]
+        return {**vars(self), "elbo": tuple(self.elbo), "epochs": epochs}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> Step:
+        """A step that was saved."""
+        epochs = tuple(Epoch(steps, rate, Estimate(*elbo)) for steps, rate, *elbo in state["epochs"])
+        return cls(**{**state, "elbo": Estimate(*state["elbo"]), "epochs": epochs})
 
     def __str__(self) -> str:
         parts = [f"{self.guide}: {self.verdict}"]
@@ -109,13 +120,9 @@ class Climb:
 
     def state_dict(self) -> dict[str, Any]:
         """As plain numbers and strings."""
-        return asdict(self)
+        return {**vars(self), "steps": [step.state_dict() for step in self.steps]}
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> Climb:
         """A climb that was saved."""
-        steps = []
-        for step in state["steps"]:
-            epochs = tuple(Epoch(**{**epoch, "elbo": Estimate(*epoch["elbo"])}) for epoch in step["epochs"])
-            steps.append(Step(**{**step, "elbo": Estimate(*step["elbo"]), "epochs": epochs}))
-        return cls(**{**state, "steps": tuple(steps)})
+        return cls(**{**state, "steps": tuple(map(Step.of_state, state["steps"]))})

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from pyro_lvm import files, randomness
 from pyro_lvm.data import Data, arguments_of, fingerprint
-from pyro_lvm.guides import FlowGuide
+from pyro_lvm.guides import FlowGuide, guided
 from pyro_lvm.modules import awaits_start
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
 from pyro_lvm.result import Result
 from pyro_lvm.svi.climb import Climb
 from pyro_lvm.svi.path import ParameterPath
+from pyro_lvm.svi.rungs import Bent
 from pyro_lvm.svi.stopping import FEWEST, StopWhenFlat
 
 
@@ -147,8 +148,22 @@ def load(
         ],
     )
     with randomness.seeded(state["seed"]):
-        program = Program(model, guide, Data(arguments_of(model, data), rows), None, model_kwargs, plate)
+        held = Data(arguments_of(model, data), rows)
+        if isinstance(guide, str) and guide == "auto":
+            guide = _climbed_to(
+                state["climb"], path, model, Program(model, "mean_field", held, None, model_kwargs, plate)
+            )
+        program = Program(model, guide, held, None, model_kwargs, plate)
     return SVIResult._from_state(program, state | {"params": restored(program, state, path)})
+
+
+def _climbed_to(climb: Mapping[str, Any] | None, path: files.FilePath, model: Callable, look: Program) -> Any:
+    """The guide that a climb has taken."""
+    if climb is None:
+        raise ValueError(
+            f"{str(path)!r} holds a fit of a guide that was chosen: pass that guide in the place of 'auto'"
+        )
+    return Bent().guide(guided(model, look.sites)) if climb["guide"] == Bent.name else climb["guide"]
 
 
 def restored(program: Program, state: Mapping[str, Any], path: files.FilePath) -> dict[str, Tensor]:
