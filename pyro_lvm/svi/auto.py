@@ -21,7 +21,6 @@ from pyro_lvm.guides import guided
 from pyro_lvm.interrupts import interrupts
 from pyro_lvm.modules import move, unchanged_if_it_fails
 from pyro_lvm.params import Values
-from pyro_lvm.psis import USEFUL
 from pyro_lvm.svi.choice import choose_loop
 from pyro_lvm.svi.climb import Climb, Step
 from pyro_lvm.svi.coordinates import Coordinates
@@ -76,6 +75,15 @@ class _Foothold(NamedTuple):
     shared: dict[str, Tensor]
 
 
+class _Reached(NamedTuple):
+    """What a guide has come to: the fit, whether its draws can be resampled, and where the next guide can start."""
+
+    step: Step
+    result: SVIResult
+    resamples: bool
+    foothold: _Foothold
+
+
 def fit_auto(
     model: Callable,
     data: tuple[Any, ...],
@@ -115,7 +123,7 @@ def climb(task: Task, progress: bool) -> SVIResult:
     started = "start" if modes.found or not modes.num_starts else "failed"
     steps = [Step("laplace", started, seconds=time.perf_counter() - began, note=str(modes))]
     footholds = [_Foothold(modes.coordinates, {})]
-    fitted = dict[str, SVIResult]()
+    fitted = list[_Reached]()
     with interrupts() as interrupted, tqdm(disable=not progress, unit=" steps") as bar:
         for rung in _rungs(len(modes.coordinates.loc)):
             bar.set_description_str(rung.name)
@@ -124,15 +132,15 @@ def climb(task: Task, progress: bool) -> SVIResult:
                 continue
             began = time.perf_counter()
             try:
-                step, result, reached = _fitted(task, visible, rung, footholds, interrupted, bar.update)
+                reached = _fitted(task, visible, rung, footholds, interrupted, bar.update)
             except (NonFiniteError, ValueError, torch.linalg.LinAlgError) as error:
                 text = str(error).splitlines()[0]
                 steps.append(Step(rung.name, "failed", seconds=time.perf_counter() - began, note=text))
                 continue
-            steps.append(replace(step, seconds=time.perf_counter() - began))
-            fitted[rung.name] = result
-            footholds.append(reached)
-            if step.verdict == "good" or interrupted():
+            steps.append(replace(reached.step, seconds=time.perf_counter() - began))
+            fitted.append(reached)
+            footholds.append(reached.foothold)
+            if reached.step.verdict == "good" or interrupted():
                 break
     if not fitted:
         raise ValueError(f"guide='auto': no guide could be fitted: {'; '.join(map(str, steps))}")
@@ -159,7 +167,7 @@ def _fitted(
     footholds: list[_Foothold],
     interrupted: Callable[[], bool],
     told: Callable[[int], object],
-) -> tuple[Step, SVIResult, _Foothold]:
+) -> _Reached:
     """Fit one guide from the best of some footholds, and judge it.
 
     Raises:
@@ -214,7 +222,8 @@ def _fitted(
         note=settled.note,
         epochs=tuple(settled.epochs),
     )
-    return step, result, _Foothold(rung.coordinates(own), shared)
+    resamples = verdict.khat.useful and verdict.drawn.own is None  # else the weights are not those of all latents
+    return _Reached(step, result, resamples, _Foothold(rung.coordinates(own), shared))
 
 
 def _num_particles(objective: Objective, values: Values, place: str, at: Coordinates) -> int:
@@ -253,13 +262,14 @@ def _result(
     )
 
 
-def _taken(fitted: Mapping[str, SVIResult], steps: list[Step], modes: Modes) -> SVIResult:
-    """The first that is good, else that with the largest ELBO."""
-    done = [step for step in steps if step.guide in fitted]
-    good = [step for step in done if step.verdict == "good"]
-    taken = good[0] if good else max(done, key=lambda step: step.elbo.value)
-    result = fitted[taken.guide]
-    result.climb = Climb(tuple(steps), taken.guide, taken.khat < USEFUL, modes.elsewhere)
+def _taken(fitted: list[_Reached], steps: list[Step], modes: Modes) -> SVIResult:
+    """The last, if it is good, else that with the largest ELBO."""
+    last = fitted[-1]
+    finite = [reached for reached in fitted if math.isfinite(reached.step.elbo.value)]
+    best = max(finite or fitted, key=lambda reached: reached.step.elbo.value)
+    taken = last if last.step.verdict == "good" else best
+    result = taken.result
+    result.climb = Climb(tuple(steps), taken.step.guide, taken.resamples, modes.elsewhere)
     result.seconds = sum(step.seconds for step in steps)
     result._program.parameters.write(result._values)
     return result
