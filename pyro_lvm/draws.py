@@ -99,17 +99,20 @@ def _described(result: Result, args: tuple[Any, ...], values: Draws) -> Draws:
     return {name: site["value"] for name, site in sites.items() if name in values or _is_deterministic(site)}
 
 
-def with_shared_enumerated(result: Result, latents: Draws) -> Draws:
-    """Latents ``[S, ...]``, and the enumerated sites outside the rows, drawn from their posterior beside each."""
+def with_shared_enumerated(result: Result, latents: Draws, num_draws: int) -> Draws:
+    """Latents ``[S, ...]``, and the enumerated sites outside the rows, drawn from their posterior beside each.
+
+    Latents that are not given, those of many rows, are drawn by the guide.
+    """
     args, names = result._arguments(()), result._program.sites.shared_enumerated
     if latents.keys() >= set(names):
         return latents
 
     def once(given: Draws) -> Draws:
-        drawn = result._with_enumerated(args, given)
+        drawn, _ = result._latents(args, given)
         return {name: drawn[name] for name in names}
 
-    return latents | repeat(once, len(next(iter(latents.values()))), latents)
+    return latents | repeat(once, num_draws, latents)
 
 
 def replicated(result: Result, latents: Draws, num_draws: int) -> Draws:

@@ -126,7 +126,9 @@ class Program:
         self.max_plate_nesting = plate_nesting(trace, guide)
         self.guide_enumerates = any(s["infer"].get("enumerate") for s in sample_sites(guide).values())
         self._check_shapes(guide, trace)
-        self.data_sites = tuple(name for name in self.sites.observed if not _is_trained(trace.nodes[name]["value"]))
+        trained = {name for name in self.sites.observed if _is_trained(trace.nodes[name]["value"])}
+        # in the rows, that is data which a parameter transforms; elsewhere a parameter that is given a prior
+        self.data_sites = tuple(n for n in self.sites.observed if n not in trained or n in self.sites.local)
         hidden = sorted(pyro.get_param_store().keys())
         if hidden:
             raise ValueError(

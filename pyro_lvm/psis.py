@@ -16,6 +16,7 @@ USEFUL = 0.7
 
 _FEWEST = 5  # draws in the tail
 _ROUNDING = 1e-6  # of log-weights that are sums in float32, eight units in their last place, relative to their size
+_MOST_ROUNDING = 0.1  # nats: more than these are no rounding, however large the sums
 
 
 class Smoothed(NamedTuple):
@@ -47,7 +48,7 @@ def smooth(log_weights: Tensor) -> Smoothed:
     largest = weights.topk(tail).values
     if not torch.isfinite(largest).all():
         return Smoothed(plain, math.inf)
-    if largest[0] - largest[-1] <= _ROUNDING * (1 + largest.abs().max()):
+    if largest[0] - largest[-1] <= min(_MOST_ROUNDING, _ROUNDING * (1 + largest.abs().max().item())):
         return Smoothed(plain, -math.inf)
     smoothed, pareto_k = _psislw((weights - largest[0]).numpy())
     return Smoothed(torch.from_numpy(np.ascontiguousarray(smoothed, dtype=float)), pareto_k)

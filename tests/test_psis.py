@@ -101,3 +101,4 @@ def test_large_densities_do_not_make_weights_equal():
     """The tail of a density of 400,000 nats differs by a nat, which single precision can tell."""
     assert pareto_k(exponential(0.8, 0) * 0.5 - 4e5) > 0
     assert pareto_k(torch.full((S,), -4e5) + 0.03 * torch.rand(S)) == -math.inf
+    assert pareto_k(exponential(0.8, 0) * 0.5 - 6e6) > 0

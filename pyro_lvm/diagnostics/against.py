@@ -21,8 +21,8 @@ def against(result: Result, reference_draws: Any, num_draws: int = 10_000, seed:
     """The errors of a fit's marginals, where draws of the same posterior are to be had from elsewhere.
 
     The components of a mixture, whose numbers mean nothing, are numbered as those of the reference, by the means of
-    both. Where labels switch between draws, in a run of MCMC or a guide with several modes, these means are those of
-    different components: put such draws in order first, by :func:`pyro_lvm.relabel`.
+    latents that both have. Where labels switch between draws, in a run of MCMC or a guide with several modes, these
+    means are those of different components: put such draws in order first, by :func:`pyro_lvm.relabel`.
 
     Args:
         result: What ``fit`` returned.

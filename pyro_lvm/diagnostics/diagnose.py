@@ -50,7 +50,8 @@ def diagnose(
         seed: Of the draws; the fit's, if None.
 
     Returns:
-        The findings, each with its figure; ``verdict`` is "good", "doubtful" or "bad".
+        The findings, each with its figure; ``verdict`` is "good", "doubtful" or "bad", "unknown" where nothing tells,
+        or "not available" of a fit that has no posterior.
 
     Raises:
         TypeError: if ``result`` is no result, or a test quantity no function.
@@ -96,6 +97,8 @@ def diagnose(
         if parts["loo"] is not None and parts["loo"].grade == "bad":
             drawn, missing["calibration"] = drawn._replace(rows=None), "too many rows cannot be left out by weights"
     held = sites_of(result, result._arguments(()))
+    if not result._program.data_sites:
+        missing["predictions"] = "no observed site holds data: what they hold depends on parameters of the model"
     for name in result._program.data_sites:
         if is_sparse(held[name]["value"]):
             missing[f"predictions of {name!r}"] = "its observations are a sparse table, of which none are drawn anew"

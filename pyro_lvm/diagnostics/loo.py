@@ -37,6 +37,7 @@ class LOO:
         elpd: The sum over N rows of log p(x_i | x_-i).
         standard_error: See :func:`expanded`.
         p_loo: The effective number of parameters, log p(x_i | x) less the same of a row left out, summed over rows.
+            Where rows' latents are integrated out by draws, it is too large by the relative variance of these means.
         rows: log p(x_i | x_-i) of the rows left out, ``[n]``.
         pareto_k: Of the weights by which each row is left out, ``[n]``; an estimate is not to be trusted from 0.7 on.
         num_rows: N.
@@ -63,7 +64,8 @@ class LOO:
 
     def findings(self) -> list[Finding]:
         """Whether the estimate can be trusted."""
-        text = f"elpd_loo {self.elpd:.2f} +- {self.standard_error:.2f} nats, p_loo {self.p_loo:.2f}"
+        error = f" +- {self.standard_error:.2f}" if len(self.rows) > 1 else ""
+        text = f"elpd_loo {self.elpd:.2f}{error} nats, p_loo {self.p_loo:.2f}"
         if len(self.rows) < self.num_rows:
             text += f", by {len(self.rows):,} of {self.num_rows:,} rows"
         if not self.num_unreliable:

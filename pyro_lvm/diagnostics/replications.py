@@ -24,7 +24,7 @@ from pyro_lvm.sparse import is_sparse
 from pyro_lvm.verdict.weights import Weights
 
 _MOST_DRAWS, _FEWEST_DRAWS = 2_000, 50
-_NUMBERS, _NUMBERS_AT_ONCE = 1_000_000_000, 20_000_000
+_NUMBERS, _NUMBERS_AT_ONCE = 100_000_000, 20_000_000
 
 
 def examine_predictions(
@@ -46,7 +46,9 @@ def examine_predictions(
     held = sites_of(result, result._arguments(()))
     if all(is_sparse(held[name]["value"]) for name in result._program.data_sites):
         return (), PredictiveChecks(())
-    numbers = max((held[name]["value"].numel() for name in sites.observed), default=1)
+    numbers = max(
+        (torch.as_tensor(site["value"]).numel() for site in held.values() if not is_sparse(site["value"])), default=1
+    )
     num_draws = min(_MOST_DRAWS, max(_FEWEST_DRAWS, _NUMBERS // numbers))
     if weights is None:
         latents = result.sample(num_draws, seed)
@@ -54,7 +56,7 @@ def examine_predictions(
         weights = weights.head(num_draws)
         latents, num_draws = weights.draws, len(weights.joint)
     with result._quiet(seed):
-        latents = with_shared_enumerated(result, latents)
+        latents = with_shared_enumerated(result, latents, num_draws)
         chosen = int(torch.multinomial(smooth(weights.marginal).log_weights.exp(), 1)) if weights and useful else 0
         one = {name: value[chosen].expand_as(value) for name, value in latents.items()}
         kept = replicated(result, one, 1)

@@ -60,7 +60,9 @@ class KHat:
             f"{min(self.each):.2f} to {max(self.each):.2f})"
         )
         if self.value == -math.inf:
-            return Finding("k-hat", "good", f"all weights{whose} are equal up to rounding: there is nothing to correct")
+            return Finding(
+                "k-hat", "good", f"the largest weights{whose} are equal up to rounding: no draw weighs too much"
+            )
         if self.value < USEFUL:
             what = "what all rows share" if self.shared_only else "the guide"
             return Finding("k-hat", "good", f"{text}: importance weights can correct {what}")

@@ -85,12 +85,12 @@ class Marginals:
     @property
     def mean_errors(self) -> np.ndarray:
         """The guide's means less the corrected ones, in corrected standard deviations, the largest, ``[P]``."""
-        return _largest([self._error(moments)[0] for moments in self.corrected.values()])
+        return self._largest([self._error(moments)[0] for moments in self.corrected.values()])
 
     @property
     def sd_errors(self) -> np.ndarray:
         """The guide's standard deviations over the corrected ones, minus 1, the largest, ``[P]``."""
-        errors = _largest([self._error(moments)[1] for moments in self.corrected.values()])
+        errors = self._largest([self._error(moments)[1] for moments in self.corrected.values()])
         return np.where(self.collapsed, -1.0, errors)
 
     @property
@@ -167,10 +167,9 @@ class Marginals:
         sd_error = np.hypot(ratio * by.sd_errors, self.guide.sd_errors) / by.sds
         return mean, ratio - 1, mean_error, sd_error
 
-
-def _largest(errors: list[np.ndarray]) -> np.ndarray:
-    stacked = np.stack(errors)
-    return np.take_along_axis(stacked, np.nan_to_num(abs(stacked), nan=-1.0).argmax(0)[None], 0)[0]
+    def _largest(self, errors: list[np.ndarray]) -> np.ndarray:
+        stacked = np.stack([np.full(len(self.names), np.nan), *errors])  # where nothing corrects, nothing is known
+        return np.take_along_axis(stacked, np.nan_to_num(abs(stacked), nan=-1.0).argmax(0)[None], 0)[0]
 
 
 def columns(draws: Mapping[str, Tensor]) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:

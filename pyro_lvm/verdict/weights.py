@@ -111,7 +111,7 @@ def draw_weighted(result: Result, num_draws: int, seed: int | None = None, by_ro
             return found
         if sites.local_latent and not separate:
             rows, bias = _by_prior(result, args, shared_part(drawn))
-            return found | {"rows": rows[kept], "spared": torch.full_like(joint, -math.inf), "bias": bias}
+            return found | {"rows": rows[kept], "spared": torch.full_like(joint, -math.inf), "bias": bias[kept]}
         if separate:
             found["own"] = rows[kept]
         if separate and shared:

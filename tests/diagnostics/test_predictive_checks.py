@@ -211,3 +211,37 @@ def test_a_site_that_holds_a_parameter_is_no_data():
         assert set(data[group].data_vars) == {"y"}
         assert abs(data[group]["y"].values.mean() - 7) < 4 / (N * 200) ** 0.5
     assert result.predict(num_draws=3).keys() == {"y"}
+
+
+@pytest.mark.parametrize("num_rows", [50, 1_100])
+def test_states_that_many_rows_share_are_predicted_by_their_posterior(num_rows):
+    """Data of the first state; rows' latents are more than are kept in the second case."""
+
+    def model(y):
+        c = pyro.sample("c", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+        with pyro.plate("rows", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 3.0))
+            pyro.sample("y", dist.Normal(z, 1 + 9 * c), obs=y)
+
+    def guide(y):  # exact in the first state
+        with pyro.plate("rows", len(y)):
+            pyro.sample("z", dist.Normal(pyro.param("share", torch.tensor(0.9)) * y, 0.9**0.5))
+
+    torch.manual_seed(0)
+    y = 10**0.5 * torch.randn(num_rows)
+    result = lvm.fit(model, guide, y, num_steps=1, optim=1e-9, progress=False)
+    (check,) = (check for check in lvm.diagnose(result, num_draws=500).checks.each if check.statistic == "sd")
+    error = (10 / (2 * num_rows)) ** 0.5  # of the sd of as many rows; that of the other state is 10.4
+    assert abs(check.replicated - 10**0.5).max() < 5 * error
+
+
+def test_data_that_a_parameter_transforms_are_data():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        shift = pyro.param("shift", torch.tensor(0.0))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y - shift)
+
+    result = lvm.fit(model, "mean_field", torch.randn(20), num_steps=5, progress=False)
+    assert result.predict(num_draws=3)["y"].shape == (3, 20)
+    assert lvm.diagnose(result, num_draws=200).checks.each
