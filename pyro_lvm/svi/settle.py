@@ -81,6 +81,9 @@ def settle(
         seed: Of the draws that compare.
         interrupted: Whether to stop between two steps.
         told: Called with the number of steps taken.
+
+    Raises:
+        NonFiniteError: at a loss or gradient that is not finite, where no ELBO has been.
     """
     eager = loop.eager if isinstance(loop, CompiledLoop) else loop
     program = eager.objective.program
@@ -108,6 +111,8 @@ def settle(
                 if 2 * (stop - step) <= length:
                     points.append(_copied(loop.params))
         except NonFiniteError as error:
+            if not reached.isfinite().all():
+                raise
             found.note = str(error).splitlines()[0]
             break
         if not points:

@@ -114,6 +114,7 @@ def test_a_banana_takes_a_flow():
     assert y.std().item() == pytest.approx(1.5, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_second_mode_puts_a_fit_in_doubt():
     def model():
         x = pyro.sample("x", dist.Normal(0.0, 3.0))
@@ -159,6 +160,7 @@ def test_enumerated_sites_are_summed_out():
     assert (p.std() / sd - 1).abs() < 0.1
 
 
+@pytest.mark.slow
 def test_without_a_mode_the_climb_goes_on():
     def funnel():
         scale = pyro.sample("scale", dist.HalfCauchy(1.0))
