@@ -1,0 +1,95 @@
+"""Steps at falling learning rates, on posteriors that are known."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_lvm import randomness
+from pyro_lvm.batches import WholeData
+from pyro_lvm.data import Data
+from pyro_lvm.elbo import Trace_ELBO
+from pyro_lvm.svi.compiled import CompiledLoop
+from pyro_lvm.svi.loop import EagerLoop
+from pyro_lvm.svi.nonfinite import NonFiniteError
+from pyro_lvm.svi.objective import Objective
+from pyro_lvm.svi.settle import settle
+
+Y = torch.tensor([1.0, 2.0, 3.0, 4.0])
+
+
+def normal(y):
+    mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
+def settled(model=normal, compiled=False, seed=0, **options):
+    with randomness.seeded(seed):
+        objective = Objective(model, "mean_field", Trace_ELBO(4))
+        held = Data((Y,))
+        objective.prepare(held)
+        start = objective.program.parameters.start()
+        loop = EagerLoop(
+            objective, start, WholeData(held, None), 4, lambda params: torch.optim.Adam(params), None, None
+        )
+        if compiled:
+            loop = CompiledLoop(loop, seed, True, False)
+            loop.scan.compile()
+        return settle(loop, (0.05, 0.002), 250, seed, **options), objective.program.parameters
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_it_comes_to_the_posterior_and_to_the_evidence(compiled):
+    found, parameters = settled(compiled=compiled)
+    params = parameters.constrained(found.values)
+    assert params["AutoNormal.locs.mean"].item() == pytest.approx(10 / 4.01, abs=0.05)  # a tenth of an sd
+    assert params["AutoNormal.scales.mean"].item() == pytest.approx(4.01**-0.5, rel=0.02)
+    covariance = torch.eye(4) + 100.0
+    evidence = dist.MultivariateNormal(torch.zeros(4), covariance).log_prob(Y).item()
+    assert found.elbo.value == pytest.approx(evidence, abs=0.01)
+
+
+def test_rates_fall_and_elbos_do_not():
+    found, _ = settled()
+    rates = [epoch.learning_rate for epoch in found.epochs]
+    assert rates == sorted(rates, reverse=True)
+    assert {rates[0], rates[-1]} == {0.05, 0.002}
+    steps = [epoch.num_steps for epoch in found.epochs]
+    assert steps[0] == 0
+    assert steps[-1] == len(found.losses)
+    assert found.elbo.value == max(epoch.elbo.value for epoch in found.epochs)
+    assert found.note == ""
+
+
+def test_the_seed_decides_all():
+    one, other = settled()[0], settled()[0]
+    assert one.epochs == other.epochs
+    assert torch.equal(one.losses, other.losses)
+
+
+def test_an_interrupt_leaves_what_was_reached():
+    told = []
+    found, _ = settled(interrupted=lambda: len(told) > 3, told=told.append)
+    assert 0 < len(found.losses) < 250
+    assert sum(told) == len(found.losses)
+
+
+def test_a_loss_that_fails_later_ends_the_steps_with_a_note():
+    def model(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        pyro.factor("up", 10 * mean)
+        pyro.factor("ends", -(mean - 50.0).clamp(min=0.0).mul(1e30).square())
+
+    found, _ = settled(model)
+    assert "step" in found.note
+    assert len(found.epochs) >= 1
+
+
+def test_a_loss_that_is_never_finite_raises():
+    def model(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        pyro.factor("never", -(mean.exp() + 1) * torch.inf)
+
+    with pytest.raises(NonFiniteError):
+        settled(model)
