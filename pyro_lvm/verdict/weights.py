@@ -85,7 +85,7 @@ def draw_weighted(result: Result, num_draws: int, seed: int | None = None, by_ro
     """
     program, args = result._program, result._arguments(())
     sites = program.sites
-    shared = [name for name in sites.latent if name not in sites.local]
+    shared = sites.shared_latent
     looked_at = sites.latent if num_latents(result) <= MOST_LATENTS else shared
     num_rows = program.data.num_rows if by_row and sites.row_plate is not None else None
     kept = _kept(num_rows or 0)
