@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to
 
 from pyro_lvm.guides import lacks_density
-from pyro_lvm.importance import weigh
+from pyro_lvm.importance import total, weigh
 from pyro_lvm.result import Draws, Result
 from pyro_lvm.sites import (
     RowPlate,
@@ -257,8 +257,7 @@ def _way(site: Site) -> Transform | None:
 
 def _weight(result: Result, args: tuple[Any, ...], guide: poutine.Trace) -> Tensor:
     """log p(x, z) - log q(z) of all rows, enumerated sites summed out."""
-    outside, rows = weigh(result._program, result.model, args, prune_subsample_sites(guide))
-    return outside.double() if rows is None else outside.double() + rows.double().sum()
+    return total(*weigh(result._program, result.model, args, prune_subsample_sites(guide)))
 
 
 def _run_sites(trace: poutine.Trace) -> dict[str, Site]:

@@ -281,9 +281,14 @@ def rows_are_cells(program: Program, outside: Tensor, proposal: str = "guide") -
     return separate and not drawn_jointly and torch.allclose(outside, outside[0], equal_nan=True)
 
 
+def total(outside: Tensor, rows: Tensor | None) -> Tensor:
+    """The joint log-weight of a draw, or of several, in double precision, from what :func:`weigh` has found."""
+    return outside.double() if rows is None else outside.double() + rows.double().sum(-1)
+
+
 def totals(parts: Iterable[tuple[Tensor, Tensor | None]]) -> Tensor:
     """The joint log-weight of each draw."""
-    return torch.cat([o.double() if rows is None else o.double() + rows.double().sum(-1) for o, rows in parts])
+    return torch.cat([total(*part) for part in parts])
 
 
 def _guide_trace(program: Program, values: Values, args: tuple[Any, ...]) -> poutine.Trace:

@@ -11,7 +11,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_lvm.guides import lacks_density
-from pyro_lvm.importance import joint_khats, masked_apart, rows_are_cells, weigh
+from pyro_lvm.importance import joint_khats, masked_apart, rows_are_cells, total, weigh
 from pyro_lvm.params import Values
 from pyro_lvm.program import Program
 from pyro_lvm.psis import USEFUL, smooth
@@ -58,9 +58,7 @@ def resampled(
     def once() -> tuple[dict[str, Tensor], Tensor]:
         drawn, outside, rows = weighed()
         draws = {name: site["value"] for name, site in sample_sites(drawn).items()}
-        if rows is None:
-            return draws, outside.double()
-        return draws, rows.double() if by_row else outside.double() + rows.double().sum()
+        return draws, rows.double() if by_row and rows is not None else total(outside, rows)
 
     if not by_row and not judged:
         _check("of all latents together", statistics.median(joint_khats(program, values, args, _WEIGHED)))

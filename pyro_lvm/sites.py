@@ -65,6 +65,11 @@ class Sites:
         return tuple(name for name in self.latent if name in self.local)
 
     @property
+    def shared_latent(self) -> tuple[str, ...]:
+        """Latent sites outside the row plate that are not enumerated."""
+        return tuple(name for name in self.latent if name not in self.local)
+
+    @property
     def shared_enumerated(self) -> tuple[str, ...]:
         """Enumerated sites outside the row plate, through which the rows depend on each other."""
         return tuple(name for name in self.enumerated if name not in self.local)

@@ -10,7 +10,7 @@ import torch
 
 from pyro_lvm.checks import check_count
 from pyro_lvm.diagnostics.agreement import Agreement, compare
-from pyro_lvm.diagnostics.exchangeable import component_dims, component_site, shared_latents
+from pyro_lvm.diagnostics.exchangeable import component_dims, component_site
 from pyro_lvm.diagnostics.reference_draws import draws_by_name
 from pyro_lvm.draws import posterior_draws, posterior_draws_at
 from pyro_lvm.em.matching import order_of, permuted
@@ -66,7 +66,7 @@ def _numbered_as(reference: Mapping[str, np.ndarray], result: Result, drawn: Dra
     computed anew.
     """
     site = component_site(result)
-    if site is None or not shared_latents(result):
+    if site is None or not result._program.sites.shared_latent:
         return drawn
     dims = component_dims(result, site, seed) or {}
     known = {n: d for n, d in dims.items() if n in reference and reference[n].shape[1:] == drawn[n].shape[1:]}

@@ -12,7 +12,7 @@ from pyro import poutine
 
 from pyro_lvm.checks import check_count, check_seed
 from pyro_lvm.data import fingerprint
-from pyro_lvm.diagnostics.exchangeable import component_site, shared_latents
+from pyro_lvm.diagnostics.exchangeable import component_site
 from pyro_lvm.diagnostics.loo import LOO, check_rows_apart, leave_one_out
 from pyro_lvm.diagnostics.mixtures import examine_mixture
 from pyro_lvm.diagnostics.model_comparison import ComparedModel, ModelComparison
@@ -157,7 +157,7 @@ def _refuse_other_data(results: Mapping[str, Result]) -> None:
 
 def _compared(result: Result, seen: _Seen, num_draws: int, seed: int | None) -> ComparedModel:
     program, count = result._program, seen.num_parameters
-    drawn = [name for name in shared_latents(result) if name not in seen.fixed]
+    drawn = [name for name in result._program.sites.shared_latent if name not in seen.fixed]
     found: dict[str, Any] = dict.fromkeys(("log_likelihood", "bic", "icl", "evidence", "loo"))
     reasons: dict[str, str] = {}
     notes: list[str] = []

@@ -134,6 +134,6 @@ def _by_row(result: Result, drawn: Weights, num_draws: int, seed: int) -> Weight
     """
     sites = result._program.sites
     check_rows_apart(sites)
-    if set(sites.latent) <= set(sites.local):
+    if not sites.shared_latent:
         raise ValueError("rows share no latent; parameters, if there are any, are at a point and have seen every row")
     return draw_weighted(result, num_draws, seed) if drawn.rows is None else drawn

@@ -32,12 +32,6 @@ def component_site(result: Result) -> str | None:
     return name if plates == [sites.row_plate.name] else None
 
 
-def shared_latents(result: Result) -> list[str]:
-    """The latents of the guide that belong to no row."""
-    sites = result._program.sites
-    return [name for name in sites.latent if name not in sites.local]
-
-
 def component_dims(result: Result, site: str, seed: int | None = None) -> Axes | None:
     """The dimensions of what all rows share that count the states of an enumerated site.
 
@@ -58,11 +52,11 @@ def component_dims(result: Result, site: str, seed: int | None = None) -> Axes |
         latents = {n: v for n, v in result._latents(args, {})[0].items() if n in result._program.sites.latent}
         before = _look(result, args, site, latents)
         sites = sample_sites(prior_trace(result.model, *args, **result._program.model_kwargs))
-        support = {name: sites[name]["fn"].support for name in shared_latents(result)}
+        support = {name: sites[name]["fn"].support for name in result._program.sites.shared_latent}
         K = before[-1].shape[-1]
         if K == 1:
             return {}
-        shared = {name: latents[name] for name in shared_latents(result)}
+        shared = {name: latents[name] for name in result._program.sites.shared_latent}
         places = [(name, dim) for name, value in shared.items() for dim, size in enumerate(value.shape) if size == K]
         if len(places) > _MOST_CANDIDATES:
             return None

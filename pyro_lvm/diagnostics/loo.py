@@ -34,11 +34,11 @@ class LOO:
     random sample).
 
     Attributes:
-        elpd: The sum over N rows of log p(x_i | x_-i).
+        elpd: The sum over N rows of ``log p(x_i | x_-i)``.
         standard_error: See :func:`expanded`.
         p_loo: The effective number of parameters, log p(x_i | x) less the same of a row left out, summed over rows.
             Where rows' latents are integrated out by draws, it is too large by the relative variance of these means.
-        rows: log p(x_i | x_-i) of the rows left out, ``[n]``.
+        rows: ``log p(x_i | x_-i)`` of the rows left out, ``[n]``.
         pareto_k: Of the weights by which each row is left out, ``[n]``; an estimate is not to be trusted from 0.7 on.
         num_rows: N.
     """

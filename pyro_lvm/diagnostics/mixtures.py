@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_lvm import plots
 from pyro_lvm.checks import check_count, check_seed
-from pyro_lvm.diagnostics.exchangeable import component_dims, component_site, shared_latents
+from pyro_lvm.diagnostics.exchangeable import component_dims, component_site
 from pyro_lvm.diagnostics.relabelling import Relabelled, relabel
 from pyro_lvm.elbo.contraction import responsibilities
 from pyro_lvm.result import Draws, Result
@@ -142,7 +142,7 @@ def examine_mixture(result: Result, num_draws: int = 1_000, seed: int | None = N
     site = component_site(result)
     if site is None:
         return None
-    dims = component_dims(result, site, seed) if shared_latents(result) else {}
+    dims = component_dims(result, site, seed) if result._program.sites.shared_latent else {}
     draws, probs, rows = _drawn(result, site, check_count("num_draws", num_draws), seed)
     if dims is None:
         relabelled = Relabelled(draws, torch.arange(probs.shape[-1]).expand(len(probs), -1), probs)
@@ -211,7 +211,7 @@ def _similarity(probs: Tensor) -> Tensor:
 def _drawn(result: Result, site: str, num_draws: int, seed: int | None) -> tuple[Draws, Tensor, Tensor]:
     """What all rows share, ``[S, ...]``, responsibilities of some rows, ``[S, M, K]``, and which rows these are."""
     args, program = result._arguments(()), result._program
-    shared, num_rows = shared_latents(result), program.data.num_rows or 0
+    shared, num_rows = program.sites.shared_latent, program.data.num_rows or 0
     rows = torch.linspace(0, num_rows - 1, min(num_rows, _MOST_ROWS), dtype=torch.float64).round().long()
 
     def once() -> tuple[Draws, Tensor]:

@@ -75,7 +75,7 @@ def examine_predictions(
                 found.append(quantities(drawn, statistics))
                 if given is latents:
                     ranked.append({name: drawn[name][:, weights.kept] for name in single} if weights else {})
-        calibrated = weights is not None and not set(sites.latent) <= set(sites.local)
+        calibrated = weights is not None and bool(sites.shared_latent)
         checks = check_predictions(quantities(data, statistics), _joined(many), _joined(at_one), calibrated)
         if weights is None:
             return (), checks

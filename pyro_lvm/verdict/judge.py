@@ -100,7 +100,7 @@ def _khat(result: Result, drawn: Weights, seed: int) -> KHat:
             others = joint_khats(program, result._values, result._arguments(()), num_draws, RUNS - 1)
         return KHat((pareto_k(drawn.joint), *others), num_draws)
     rows = torch.tensor([pareto_k(row) for row in drawn.own.unbind(1)])
-    if set(program.sites.latent) <= set(program.sites.local):
+    if not program.sites.shared_latent:
         return KHat((), num_draws, True, rows)
     runs = (drawn, *(draw_weighted(result, num_draws, seed + i) for i in range(1, RUNS)))
     return KHat(tuple(pareto_k(run.marginal) for run in runs), num_draws, True, rows)

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_lvm.elbo import terms
 from pyro_lvm.elbo.contraction import enumerate_model, log_density
 from pyro_lvm.elbo.look import look
-from pyro_lvm.importance import latents_of_prior, log_mean_and_error, weigh
+from pyro_lvm.importance import latents_of_prior, log_mean_and_error, total, weigh
 from pyro_lvm.result import Draws, Result
 from pyro_lvm.sites import sample_sites
 from pyro_lvm.vectorize import repeat
@@ -85,7 +85,7 @@ def draw_weighted(result: Result, num_draws: int, seed: int | None = None, by_ro
     """
     program, args = result._program, result._arguments(())
     sites = program.sites
-    shared = [name for name in sites.latent if name not in sites.local]
+    shared = sites.shared_latent
     looked_at = sites.latent if num_latents(result) <= MOST_LATENTS else shared
     num_rows = program.data.num_rows if by_row and sites.row_plate is not None else None
     kept = _kept(num_rows or 0)
@@ -105,7 +105,7 @@ def draw_weighted(result: Result, num_draws: int, seed: int | None = None, by_ro
         drawn = run(poutine.Trace())
         outside, rows = weigh(program, result.model, args, drawn)
         latents = {name: drawn.nodes[name]["value"] for name in looked_at}
-        joint = outside.double() if rows is None else outside.double() + rows.double().sum()
+        joint = total(outside, rows)
         found = {"draws": latents, "joint": joint, "marginal": joint}
         if rows is None or num_rows is None:
             return found
@@ -118,7 +118,7 @@ def draw_weighted(result: Result, num_draws: int, seed: int | None = None, by_ro
             given = shared_part(drawn)
             again = (weigh(program, result.model, args, run(given))[1] for _ in range(_NUM_INNER - 1))
             rows = torch.stack([rows, *(r for r in again if r is not None)]).logsumexp(0) - math.log(_NUM_INNER)
-            found["marginal"] = outside.double() + rows.double().sum()
+            found["marginal"] = total(outside, rows)
         return found | {"rows": rows[kept], "spared": _spared(outside, rows)}
 
     with result._quiet(seed):
