@@ -134,3 +134,18 @@ def test_em_tells_of_convergence_and_of_its_starts():
     assert f"{int((below <= 0.1).sum())} of 4 starts" in found.findings()[1].text
     early = lvm.fit_em(lvm.models.GaussianMixture(3, 1), x, max_iter=1, num_restarts=1)
     assert grades(early)["optimisation"] == "doubtful"
+
+
+@pytest.mark.parametrize(
+    ("reached", "grade", "text"),
+    [
+        ([-7.0, -5.0, -8.0], "doubtful", "1 of 3 starts came within 0.1 nats of the best, the worst 3 below"),
+        ([-5.05, -5.0, -8.0], "good", "2 of 3 starts came within 0.1 nats of the best, the worst 3 below"),
+    ],
+)
+def test_svi_tells_of_its_starts(fit, reached, grade, text):
+    result = fit(model, "mean_field", Y)
+    assert "restarts" not in grades(result)
+    result.restarts = torch.tensor(reached)
+    (found,) = (finding for finding in examine(result).findings() if finding.about == "restarts")
+    assert (found.grade, found.text) == (grade, text)

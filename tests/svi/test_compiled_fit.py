@@ -225,6 +225,21 @@ def test_one_tensor_may_be_given_twice():
     assert torch.equal(result.losses, fit(regression, None, X, X.clone(), num_steps=100).losses)
 
 
+def line(x, y):
+    level, slope = (pyro.param(name, torch.tensor(0.3)) for name in ("level", "slope"))
+    with pyro.plate("rows", len(x)):
+        pyro.sample("y", dist.Normal(level + slope * x, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_an_optimizer_of_some_parameters_leaves_the_others(compile):
+    """Of y = 1 + x, with a slope held at 0.3; the xs are symmetric, so that the level is 1 for any slope."""
+    result = fit(line, None, X, 1 + X, compile=compile, optim=lambda params: torch.optim.Adam(list(params)[:1], 0.05))
+    assert result.compiled == compile
+    assert result.params["slope"].item() == torch.tensor(0.3).item()
+    assert result.params["level"].item() == pytest.approx(1.0, abs=0.01)
+
+
 SCRIPT = """
 import os, time
 import torch, pyro, pyro.distributions as dist

@@ -25,6 +25,7 @@ def normal(y):
 
 
 def settled(model=normal, compiled=False, seed=0, **options):
+    """Epochs that begin with 100 steps."""
     with randomness.seeded(seed):
         objective = Objective(model, "mean_field", Trace_ELBO(4))
         held = Data((Y,))
@@ -36,22 +37,35 @@ def settled(model=normal, compiled=False, seed=0, **options):
         if compiled:
             loop = CompiledLoop(loop, seed, True, False)
             loop.scan.compile()
-        return settle(loop, (0.05, 0.002), 250, seed, **options), objective.program.parameters
+        return settle(loop, (0.05, 0.002), 100, seed, **options), objective.program.parameters
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_it_comes_to_the_posterior_and_to_the_evidence(compiled):
-    found, parameters = settled(compiled=compiled)
+@pytest.fixture(scope="module")
+def eager():
+    return settled()
+
+
+def check_normal(found, parameters):
+    """Within the 0.02 nats that matter of the posterior, and of the evidence."""
     params = parameters.constrained(found.values)
-    assert params["AutoNormal.locs.mean"].item() == pytest.approx(10 / 4.01, abs=0.05)  # a tenth of an sd
-    assert params["AutoNormal.scales.mean"].item() == pytest.approx(4.01**-0.5, rel=0.02)
-    covariance = torch.eye(4) + 100.0
-    evidence = dist.MultivariateNormal(torch.zeros(4), covariance).log_prob(Y).item()
-    assert found.elbo.value == pytest.approx(evidence, abs=0.01)
+    guide = dist.Normal(params["AutoNormal.locs.mean"], params["AutoNormal.scales.mean"])
+    posterior = dist.Normal(10 / 4.01, 4.01**-0.5)
+    assert torch.distributions.kl_divergence(guide, posterior) < 0.02
+    evidence = dist.MultivariateNormal(torch.zeros(4), torch.eye(4) + 100.0).log_prob(Y).item()
+    assert found.elbo.value == pytest.approx(evidence, abs=0.02 + 3 * found.elbo.standard_error)
 
 
-def test_rates_fall_and_elbos_do_not():
-    found, _ = settled()
+def test_it_comes_to_the_posterior_and_to_the_evidence(eager):
+    check_normal(*eager)
+
+
+@pytest.mark.slow
+def test_compiled_steps_come_there_too():
+    check_normal(*settled(compiled=True))
+
+
+def test_rates_fall_and_elbos_do_not(eager):
+    found, _ = eager
     rates = [epoch.learning_rate for epoch in found.epochs]
     assert rates == sorted(rates, reverse=True)
     assert {rates[0], rates[-1]} == {0.05, 0.002}
@@ -62,16 +76,16 @@ def test_rates_fall_and_elbos_do_not():
     assert found.note == ""
 
 
-def test_the_seed_decides_all():
-    one, other = settled()[0], settled()[0]
-    assert one.epochs == other.epochs
-    assert torch.equal(one.losses, other.losses)
+def test_the_seed_decides_all(eager):
+    again, _ = settled()
+    assert again.epochs == eager[0].epochs
+    assert torch.equal(again.losses, eager[0].losses)
 
 
 def test_an_interrupt_leaves_what_was_reached():
     told = []
     found, _ = settled(interrupted=lambda: len(told) > 3, told=told.append)
-    assert 0 < len(found.losses) < 250
+    assert 0 < len(found.losses) < 100
     assert sum(told) == len(found.losses)
 
 
