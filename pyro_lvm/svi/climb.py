@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyro_lvm import plots
 from pyro_lvm.importance import Estimate
-from pyro_lvm.svi.settle import Epoch
+from pyro_lvm.svi.settle import GAIN, Epoch
 from pyro_lvm.verdict.finding import Finding
 
 if TYPE_CHECKING:
@@ -106,17 +106,20 @@ class Climb:
         return "; ".join(map(str, self.steps))
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The ELBO of each guide along its steps, in nats."""
+        """How far below the largest ELBO of all each guide is along its steps; linear up to the gain that matters."""
+        reached = [epoch.elbo.value for step in self.steps for epoch in step.epochs]
+        largest = max(filter(math.isfinite, reached), default=math.nan)
         curves, done = {}, 0
         for step in self.steps:
             if step.epochs:
-                at = [done + epoch.num_steps for epoch in step.epochs]
-                curves[f"{step.guide}: {step.verdict}, {step.seconds:.0f} s"] = (
-                    at,
-                    [epoch.elbo.value for epoch in step.epochs],
-                )
-                done = at[-1]
-        return plots.curves(curves, "steps", "ELBO (nats)", ax=ax)
+                places = [done + epoch.num_steps for epoch in step.epochs]
+                below = [largest - epoch.elbo.value for epoch in step.epochs]
+                curves[f"{step.guide}: {step.verdict}, {step.seconds:.0f} s"] = places, below
+                done = places[-1]
+        ax = plots.curves(curves, "steps", "below the largest ELBO (nats)", ax=ax)
+        ax.set_yscale("symlog", linthresh=GAIN)
+        ax.set_ylim(bottom=0.0)
+        return ax
 
     def state_dict(self) -> dict[str, Any]:
         """As plain numbers and strings."""

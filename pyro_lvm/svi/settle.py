@@ -17,7 +17,9 @@ from pyro_lvm.svi.loop import EagerLoop
 from pyro_lvm.svi.nonfinite import NonFiniteError
 
 _NUM_DRAWS = 1_000  # the same at all parameters, so that their ELBOs have most of their noise in common
-_GAIN = 0.02  # nats that matter
+GAIN = 0.02
+"""Nats that matter."""
+
 _FALL = 4.0  # by which rates fall
 _LONGER = 1.3  # is each epoch than the last
 _POINTS = 25  # of an epoch's second half, which are averaged
@@ -124,7 +126,7 @@ def settle(
         first_finite = bool(elbo.isfinite().all()) and not math.isfinite(gain.value)
         if gain.value > 0 or first_finite:
             best, reached = mean, elbo
-        if not (gain.value > max(_GAIN, gain.standard_error) or first_finite):
+        if not (gain.value > max(GAIN, gain.standard_error) or first_finite):
             if rate <= least:
                 break
             rate = max(least, rate / _FALL)

@@ -60,7 +60,10 @@ def test_the_way_is_told(fit):
     assert rates == sorted(rates, reverse=True)
     assert [line.strip() for line in str(fit).splitlines() if "mean_field" in line] == [str(mean_field)]
     ax = fit.climb.plot()
-    assert ax.get_ylabel() == "ELBO (nats)"
+    assert ax.get_ylabel() == "below the largest ELBO (nats)"
+    (line,) = ax.lines
+    assert line.get_ydata().min() == 0.0
+    assert line.get_xdata()[-1] == full_rank.num_steps
 
 
 def test_the_same_seed_takes_the_same_way(fit):
