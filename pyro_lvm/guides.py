@@ -123,7 +123,7 @@ def _by_name(model: Callable, name: str, sites: Sites, init_loc_fn: Callable) ->
     if name not in _NAMED:
         raise ValueError(f"unknown guide {name!r}; known are {sorted(_NAMED)}")
     if not sites.latent:
-        raise ValueError(f"guide={name!r} has nothing to cover: the model has no latent site that is not enumerated")
+        raise ValueError("a guide by name has nothing to cover: the model has no latent site that is not enumerated")
     return _NAMED[name](guided(model, sites), init_loc_fn=init_loc_fn)
 
 

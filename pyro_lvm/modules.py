@@ -38,14 +38,31 @@ def unchanged_buffers(*programs: Any) -> Iterator[None]:
         _put_back(before)
 
 
+class Snapshot:
+    """What the programs' modules hold: tensors and their values, parts, and other attributes."""
+
+    def __init__(self, *programs: Any) -> None:
+        parts = _parts(programs)
+        held = [d for part in parts for d in (vars(part), *(v for v in vars(part).values() if isinstance(v, dict)))]
+        self._held = [(d, d.copy()) for d in held]
+        self._tensors = _copies(tensors for part in parts for tensors in (part._parameters, part._buffers))
+
+    def restore(self) -> None:
+        """Leave the modules as they were: what they have come to hold since is gone."""
+        for held, content in self._held:
+            held.clear()
+            held.update(content)
+        _put_back(self._tensors)
+
+
 @contextmanager
 def unchanged(*programs: Any) -> Iterator[None]:
-    """Whatever happens inside, the parameters and buffers of the programs' modules are as before afterwards."""
-    before = _copies(tensors for part in _parts(programs) for tensors in (part._parameters, part._buffers))
+    """Whatever happens inside, the programs' modules are as before afterwards."""
+    before = Snapshot(*programs)
     try:
         yield
     finally:
-        _put_back(before)
+        before.restore()
 
 
 @contextmanager

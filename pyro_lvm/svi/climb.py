@@ -25,8 +25,8 @@ class Step:
 
     Attributes:
         guide: Its name.
-        verdict: "good", "doubtful", "bad", "unknown"; "start" of a Laplace approximation, which is not judged; "failed"
-            or "skipped", for which ``note`` gives the reason.
+        verdict: "good", "doubtful", "bad", "unknown"; "not available", where rows or sites are weighted; "start" of a
+            Laplace approximation, which is not judged; "failed" or "skipped", for which ``note`` gives the reason.
         khat: The Pareto k of its importance weights; NaN if it was not judged.
         elbo: Where it came to; NaN if it came nowhere.
         num_steps: Optimisation steps; Newton steps of a Laplace approximation's starts.
@@ -60,7 +60,8 @@ class Step:
     def __str__(self) -> str:
         parts = [f"{self.guide}: {self.verdict}"]
         if self.epochs:
-            parts.append(f"k-hat {self.khat:.2f}, ELBO {self.elbo}")
+            parts += [] if math.isnan(self.khat) else [f"k-hat {self.khat:.2f}"]
+            parts.append(f"ELBO {self.elbo}")
             parts.append(f"{self.num_steps:,} steps of {self.num_particles} particles")
         if self.seconds:
             parts.append(f"{self.seconds:.1f} s")
@@ -75,7 +76,8 @@ class Climb:
         steps: One for each guide.
         guide: The name of the one that was taken.
         resamples: Whether its draws are resampled by their importance weights.
-        other_modes: The share that Laplace approximations give to modes of the posterior that were seen and not taken.
+        other_modes: The share that Laplace approximations give to modes of the posterior that were seen and not taken;
+            NaN of a model with parameters, for which the modes are those of the start.
     """
 
     steps: tuple[Step, ...]

@@ -113,6 +113,7 @@ def fit(
     batch_size = None if batch_size is None else check_count("batch_size", batch_size)
     num_rows = None if num_rows is None else check_count("num_rows", num_rows)
     num_restarts = check_count("num_restarts", num_restarts)
+    check_seed(seed + num_restarts - 1)
     _check_compile(compile)
     check_callbacks(callbacks, progress)
     check_device(device)
@@ -129,7 +130,7 @@ def fit(
         "sample_weight": sample_weight,
         "model_kwargs": model_kwargs,
         "compile": compile,
-        "callbacks": callbacks,
+        "callbacks": tuple(callbacks),
         "every": every,
         "validation": validation,
         "checkpoint": checkpoint,

@@ -23,8 +23,8 @@ from pyro_lvm.svi.objective import Objective
 from pyro_lvm.svi.path import ParameterPath
 from pyro_lvm.svi.result import SVIResult
 from pyro_lvm.svi.rungs import Bent, Rung
-from pyro_lvm.svi.settle import Settled, settle
-from pyro_lvm.verdict.judge import judge
+from pyro_lvm.svi.settle import FAILURES, Settled, settle
+from pyro_lvm.verdict.judge import judge, lacks_posterior
 
 _NOISE_DRAWS, _NOISE = 64, 0.25  # gradients that are looked at, and the variance that a step's may have
 _PARTICLES = (4, 64)
@@ -86,7 +86,8 @@ def fit_rung(
     """Fit one guide from the best of some footholds, and judge it.
 
     Raises:
-        NonFiniteError: at a loss or gradient that is not finite, before anything was reached.
+        NonFiniteError: at a loss or gradient that is not finite, before anything was reached; likewise whatever else
+            the model raises.
     """
     guide = rung.guide(visible)
     objective = task.objective(guide)
@@ -98,21 +99,20 @@ def fit_rung(
     with randomness.seeded(task.seed):
         chosen = choose_loop(loop, task.compile, _TYPICAL_STEPS, task.seed, watched=False)
         settled = settle(chosen, rung.rates, rung.length, task.seed, interrupted, told)
-    own, _ = _parted(objective.program.parameters.constrained(settled.values), guide)
-    _, shared = _parted(settled.values, guide)
+    own, _ = parted(objective.program.parameters.constrained(settled.values), guide)
+    _, shared = parted(settled.values, guide)
     result = _result(task, visible, rung, rung.finish(guide, own), shared, settled, chosen.compiled)
-    verdict = judge(result, _JUDGED_DRAWS, task.seed, resamples=True)
+    grade, khat, resamples, note = _judged(result, task.seed)
     step = Step(
         rung.name,
-        verdict.grade,
-        verdict.khat.value,
+        grade,
+        khat,
         settled.elbo,
         len(settled.losses),
         num_particles,
-        note=settled.note,
+        note="; ".join(filter(None, [settled.note, note])),
         epochs=tuple(settled.epochs),
     )
-    resamples = verdict.khat.useful and verdict.drawn.own is None  # else the weights are not those of all latents
     return Reached(step, result, resamples, Foothold(rung.coordinates(own), shared))
 
 
@@ -132,7 +132,7 @@ def _loss(task: Task, objective: Objective, values: Values) -> float:
 
 def _loop(task: Task, objective: Objective, guide: AutoGuide, rung: Rung, values: dict[str, Tensor]) -> EagerLoop:
     """Steps of all parameters but those that the rung holds."""
-    held = {f"{guide._pyro_name}.{name}" for name in rung.held(_parted(values, guide)[0])}
+    held = {f"{guide._pyro_name}.{name}" for name in rung.held(parted(values, guide)[0])}
     moved = [i for i, name in enumerate(values) if name not in held]
 
     def optimizer(params: list[Tensor]) -> torch.optim.Optimizer:
@@ -141,11 +141,23 @@ def _loop(task: Task, objective: Objective, guide: AutoGuide, rung: Rung, values
     return EagerLoop(objective, values, WholeData(task.data, None), task.data.num_rows, optimizer, None, None)
 
 
-def _parted(values: Values, guide: AutoGuide) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def parted(values: Values, guide: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The guide's own, by its own names, and the model's."""
     prefix = f"{guide._pyro_name}."
     own = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
     return own, {name: value for name, value in values.items() if not name.startswith(prefix)}
+
+
+def _judged(result: SVIResult, seed: int) -> tuple[str, float, bool, str]:
+    """The verdict, the Pareto k, whether draws can be resampled, and why there is no verdict."""
+    if reason := lacks_posterior(result):
+        return "not available", math.nan, False, reason
+    try:
+        verdict = judge(result, _JUDGED_DRAWS, seed, resamples=True)
+    except FAILURES as error:
+        return "unknown", math.nan, False, f"it cannot be judged: {str(error).splitlines()[0]}"
+    resamples = verdict.khat.useful and verdict.drawn.own is None  # else the weights are not those of all latents
+    return verdict.grade, verdict.khat.value, resamples, ""
 
 
 def _num_particles(objective: Objective, values: Values, place: str, at: Coordinates) -> int:

@@ -52,13 +52,21 @@ def find_mode(loss: Loss, start: Tensor) -> Mode | None:
     the numbers.
 
     Args:
-        loss: In nats, twice differentiable.
+        loss: In nats, twice differentiable; it is infinite where it raises a ``ValueError`` or ``RuntimeError``, as a
+            matrix without a Cholesky factor does.
         start: ``[D]``.
 
     Returns:
         None where no minimum was found.
     """
-    point, damping = start, _FIRST_DAMPING
+    try:
+        return _descended(loss, start)
+    except (ValueError, RuntimeError):
+        return None
+
+
+def _descended(loss: Loss, point: Tensor) -> Mode | None:
+    damping = _FIRST_DAMPING
     value, slope, hessian = _expanded(loss, point)
     for _ in range(_MOST_ITERATIONS):
         if not (math.isfinite(value) and torch.isfinite(slope).all() and torch.isfinite(hessian).all()):
@@ -71,7 +79,7 @@ def find_mode(loss: Loss, start: Tensor) -> Mode | None:
                 step = -torch.cholesky_solve(slope.unsqueeze(-1), factor).squeeze(-1)
                 gain = -0.5 * float(slope @ step)
                 new = point + step.to(point.dtype)
-                new_value = loss(new.detach()).item()
+                new_value = _value(loss, new.detach())
                 if new_value <= value:
                     break
                 if gain < _CLOSE or gain < 4 * torch.finfo(point.dtype).eps * abs(value):
@@ -92,8 +100,11 @@ def descend(loss: Loss, start: Tensor) -> Tensor:
 
     def expanded(point: np.ndarray) -> tuple[float, np.ndarray]:
         leaf = torch.as_tensor(point).to(start).requires_grad_()
-        value = loss(leaf)
-        (slope,) = torch.autograd.grad(value, leaf)
+        try:
+            value = loss(leaf)
+            (slope,) = torch.autograd.grad(value, leaf)
+        except (ValueError, RuntimeError):
+            return math.inf, np.zeros_like(point)
         return value.item(), slope.double().cpu().numpy()
 
     found = minimize(expanded, start.double().cpu().numpy(), jac=True, method="L-BFGS-B", options={"maxiter": 1_000})
@@ -106,10 +117,18 @@ def curvatures(loss: Loss, point: Tensor, seed: int) -> Tensor:
     (slope,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
     generator, total = torch.Generator().manual_seed(seed), torch.zeros_like(point)
     for _ in range(_NUM_SIGNS):
-        signs = torch.randint(2, point.shape, generator=generator).to(point) * 2 - 1
+        signs = torch.randint(2, point.shape, generator=generator, device="cpu").to(point) * 2 - 1
         (product,) = torch.autograd.grad(slope, leaf, signs, retain_graph=True)
         total += signs * product
     return total / _NUM_SIGNS
+
+
+def _value(loss: Loss, point: Tensor) -> float:
+    with torch.no_grad():
+        try:
+            return loss(point).item()
+        except (ValueError, RuntimeError):
+            return math.inf
 
 
 def _mode(loc: Tensor, value: float, hessian: Tensor) -> Mode | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_lvm.sites import median_or_feasible
 from pyro_lvm.svi.coordinates import Coordinates
-from pyro_lvm.svi.laplace import Mode, curvatures, descend, find_mode
+from pyro_lvm.svi.laplace import Loss, Mode, curvatures, descend, find_mode
 from pyro_lvm.svi.objective import Objective
 
 MOST_NEWTON = 1_000
@@ -57,7 +57,12 @@ class Modes(NamedTuple):
         return told
 
 
-def find_modes(prepare: Callable[[AutoLaplaceApproximation], Objective], model: Callable, seed: int) -> Modes:
+def find_modes(
+    prepare: Callable[[AutoLaplaceApproximation], Objective],
+    model: Callable,
+    seed: int,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Modes:
     """Look for the modes of a model's latents in unconstrained space, its parameters as they are.
 
     One search starts at the medians of the prior, seven of at most 100 latents anywhere between -2 and 2.
@@ -66,6 +71,7 @@ def find_modes(prepare: Callable[[AutoLaplaceApproximation], Objective], model: 
         prepare: Makes the objective of a guide ready.
         model: Without enumerated sites.
         seed: Of the starts.
+        interrupted: Whether to stop between two starts.
     """
     guide = AutoLaplaceApproximation(model, init_loc_fn=median_or_feasible)
     objective = prepare(guide)
@@ -81,13 +87,19 @@ def find_modes(prepare: Callable[[AutoLaplaceApproximation], Objective], model: 
     size = len(middle)
     if size > MOST_NEWTON:
         low = descend(loss, middle)
-        scales = curvatures(loss, low, seed)
-        positive = scales[scales > 0].median() if (scales > 0).any() else torch.ones(())
-        return Modes([], Coordinates(low, scales.clamp(min=_LEAST * positive.item()).rsqrt()), 0, 0)
+        return Modes([], Coordinates(low, _scales(loss, low, seed)), 0, 0)
     generator = torch.Generator().manual_seed(seed)
-    others = (torch.rand(_NUM_STARTS - 1, size, generator=generator, dtype=torch.float64) * 2 - 1) * _RANGE
+    others = (
+        torch.rand(_NUM_STARTS - 1, size, generator=generator, dtype=torch.float64, device="cpu") * 2 - 1
+    ) * _RANGE
     starts = [middle, *others.to(middle).unbind()] if size <= _MOST_STARTED else [middle]
-    found = [mode for start in starts if (mode := find_mode(loss, start)) is not None]
+    found, num_starts = list[Mode](), 0
+    for start in starts:
+        if interrupted():
+            break
+        num_starts += 1
+        if (mode := find_mode(loss, start)) is not None:
+            found.append(mode)
     found.sort(key=lambda mode: -mode.log_mass)
     distinct = list[Mode]()
     for mode in found:
@@ -95,4 +107,14 @@ def find_modes(prepare: Callable[[AutoLaplaceApproximation], Objective], model: 
             distinct.append(mode)
     reached = sum(distinct[0].distance(mode.loc) <= _SAME for mode in found) if distinct else 0
     coordinates = distinct[0].coordinates() if distinct else Coordinates(middle, torch.ones_like(middle))
-    return Modes(distinct, coordinates, len(starts), reached)
+    return Modes(distinct, coordinates, num_starts, reached)
+
+
+def _scales(loss: Loss, point: Tensor, seed: int) -> Tensor:
+    """Standard deviations by the curvature of each number; ones, where the loss cannot be differentiated twice."""
+    try:
+        found = curvatures(loss, point, seed)
+    except (ValueError, RuntimeError):
+        return torch.ones_like(point)
+    positive = found[found > 0].median().item() if (found > 0).any() else 1.0
+    return found.clamp(min=_LEAST * positive).rsqrt()

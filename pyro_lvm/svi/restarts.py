@@ -8,17 +8,18 @@ from typing import Any
 
 import torch
 
-from pyro_lvm.modules import unchanged
+from pyro_lvm.interrupts import interrupts
+from pyro_lvm.modules import Snapshot
 from pyro_lvm.sites import draw_or_feasible, median_or_feasible
 from pyro_lvm.svi.nonfinite import NonFiniteError
 from pyro_lvm.svi.result import SVIResult
 
 
 def best_of(num_restarts: int, model: Callable, guide: Any, fit: Callable[..., SVIResult], seed: int) -> SVIResult:
-    """The fit with the lowest loss at its end.
+    """The fit with the lowest loss at its end, at which the modules are left.
 
     Args:
-        num_restarts: R.
+        num_restarts: R. Ctrl-C leaves it at those that are done, and the one that it stops.
         model: Whose modules start each fit as they are.
         guide: The same.
         fit: Takes ``seed=`` and ``init_loc_fn=``.
@@ -27,20 +28,25 @@ def best_of(num_restarts: int, model: Callable, guide: Any, fit: Callable[..., S
     Raises:
         NonFiniteError: if no fit has a finite loss to its end.
     """
-    fits, error = list[SVIResult | None](), None
-    for i in range(num_restarts):
-        try:
-            with unchanged(model, guide):
-                fits.append(fit(seed=seed + i, init_loc_fn=draw_or_feasible if i else median_or_feasible))
-        except NonFiniteError as failure:
-            fits.append(None)
-            error = failure
-    reached = [-math.inf if result is None else -result.final_loss for result in fits]
-    best = fits[max(range(num_restarts), key=reached.__getitem__)]
+    start, reached = Snapshot(model, guide), list[float]()
+    best, end, error = None, start, None
+    with interrupts() as interrupted:
+        for i in range(num_restarts):
+            start.restore()
+            try:
+                result = fit(seed=seed + i, init_loc_fn=draw_or_feasible if i else median_or_feasible)
+            except NonFiniteError as failure:
+                reached.append(-math.inf)
+                error = failure
+            else:
+                reached.append(-result.final_loss)
+                if best is None or reached[-1] > -best.final_loss:
+                    best, end = result, Snapshot(model, guide)
+            if interrupted():
+                break
+    end.restore()
     if best is None:
         assert error is not None
         raise error
     best.restarts = torch.tensor(reached, dtype=torch.float64)
-    best._program.parameters.write(best._values)
-    best._program.parameters.write_untrained({n: best._values[n] for n in best._program.parameters.untrained()})
     return best

@@ -16,6 +16,9 @@ from pyro_lvm.svi.compiled import CompiledLoop
 from pyro_lvm.svi.loop import EagerLoop
 from pyro_lvm.svi.nonfinite import NonFiniteError
 
+FAILURES = (NonFiniteError, ValueError, torch.linalg.LinAlgError)
+"""What a step may raise at parameters that are too far off."""
+
 _NUM_DRAWS = 1_000  # the same at all parameters, so that their ELBOs have most of their noise in common
 GAIN = 0.02
 """Nats that matter."""
@@ -85,7 +88,8 @@ def settle(
         told: Called with the number of steps taken.
 
     Raises:
-        NonFiniteError: at a loss or gradient that is not finite, where no ELBO has been.
+        NonFiniteError: at a loss or gradient that is not finite, where no ELBO has been; likewise whatever else a step
+            raises.
     """
     eager = loop.eager if isinstance(loop, CompiledLoop) else loop
     program = eager.objective.program
@@ -112,15 +116,15 @@ def settle(
                 told(len(losses[-1]))
                 if 2 * (stop - step) <= length:
                     points.append(_copied(loop.params))
-        except NonFiniteError as error:
+            if not points:
+                break
+            mean = {name: torch.stack([point[name] for point in points]).mean(0) for name in best}
+            elbo = elbos(mean)
+        except FAILURES as error:
             if not reached.isfinite().all():
                 raise
             found.note = str(error).splitlines()[0]
             break
-        if not points:
-            break
-        mean = {name: torch.stack([point[name] for point in points]).mean(0) for name in best}
-        elbo = elbos(mean)
         found.epochs.append(Epoch(step, rate, mean_of(elbo)))
         gain = mean_of(elbo - reached)
         first_finite = bool(elbo.isfinite().all()) and not math.isfinite(gain.value)
@@ -132,6 +136,9 @@ def settle(
             rate = max(least, rate / _FALL)
             _move(loop, best)
         length = int(length * _LONGER)
+    else:
+        if not interrupted():
+            found.note = f"stopped after {step:,} steps, before they came to rest"
     found.values, found.elbo = best, mean_of(reached)
     found.losses = torch.cat(losses) if losses else torch.empty(0)
     return found
