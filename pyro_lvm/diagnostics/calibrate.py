@@ -6,22 +6,24 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_lvm import randomness
-from pyro_lvm.checks import check_count, check_model, check_seed
+from pyro_lvm.checks import check_count, check_model, check_positive, check_seed
 from pyro_lvm.data import Data, arguments_of
-from pyro_lvm.diagnostics.calibration import Calibration
+from pyro_lvm.diagnostics.calibration import FEWEST_SIMULATIONS, Calibration
 from pyro_lvm.diagnostics.many_fits import fit_many
 from pyro_lvm.modules import unchanged
 from pyro_lvm.params import Parameters
 from pyro_lvm.program import Program
 from pyro_lvm.result import Draws
-from pyro_lvm.sites import Uncondition, prior_trace, refuse_improper_priors, sample_sites
+from pyro_lvm.sites import Site, Uncondition, held_at, prior_trace, refuse_improper_priors, sample_sites
 from pyro_lvm.svi.objective import Objective
+from pyro_lvm.svi.resolve import check_elbo
 from pyro_lvm.tracing import NotCompilable
 from pyro_lvm.vectorize import repeat
 
@@ -51,8 +53,8 @@ def calibrate(
         model: A Pyro model, without parameters of its own.
         guide: As for :func:`pyro_lvm.fit`; one without parameters is taken as it is.
         data: Arguments of the model. Each observed site takes one of them as it stands; their observations are
-            replaced, the rest is the same in all simulations.
-        num_simulations: J.
+            replaced, the rest is the same in all simulations. The model may use them as observations only.
+        num_simulations: J, 50 or more.
         num_draws: L of the guide in each.
         num_steps: Of each fit.
         optim: Adam's learning rate, which falls to zero along a cosine.
@@ -68,8 +70,9 @@ def calibrate(
 
     Raises:
         TypeError: for arguments of the wrong kind.
-        ValueError: for a model with parameters or an improper prior, observations that are no argument of the model,
-            and fits that cannot run at the same time.
+        ValueError: for a model with parameters, an improper prior or a ``pyro.factor`` of its latents, from which
+            nothing can be simulated; observations that are no argument of the model, or that it uses elsewhere; fits
+            that cannot run at the same time, and fewer than 50 that are finite.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch, pyro_lvm as lvm
@@ -86,8 +89,13 @@ def calibrate(
     num_simulations = check_count("num_simulations", num_simulations)
     num_draws, num_steps = check_count("num_draws", num_draws), check_count("num_steps", num_steps)
     seed = check_seed(seed)
-    if isinstance(optim, bool) or not isinstance(optim, int | float) or not optim > 0:
-        raise ValueError(f"optim must be a positive learning rate; got {optim!r}")
+    if num_simulations < FEWEST_SIMULATIONS:
+        raise ValueError(
+            f"num_simulations must be {FEWEST_SIMULATIONS} or more, to tell anything; got {num_simulations}"
+        )
+    optim = check_positive("optim", optim)
+    if elbo is not None:
+        check_elbo(elbo)
     check_model(model, model_kwargs, plate)
     began = time.perf_counter()
     with randomness.one_at_a_time, randomness.seeded(seed), unchanged(model, guide):
@@ -102,13 +110,14 @@ def calibrate(
             return tuple(given.get(i, argument) for i, argument in enumerate(held.args))
 
         latents, observed = _simulated(program, model_alone, num_simulations)
+        _check_reads(program, model_alone, latents, observed, arguments)
         values: dict[str, Tensor] = {}
         if program.parameters.constraints:
             objective = Objective(model, program.guide, elbo, plate=plate, model_kwargs=model_kwargs)
             objective.prepare(held)
             program = objective.program
             try:
-                values = fit_many(objective, arguments, observed, num_steps, float(optim), progress)
+                values = fit_many(objective, arguments, observed, num_steps, optim, progress)
             except NotCompilable as error:
                 raise ValueError(f"the fits cannot run at the same time: {error}") from error
 
@@ -117,16 +126,22 @@ def calibrate(
             trace = program.parameters.call(values, run, *arguments(observed), **program.model_kwargs)
             return {name: trace.nodes[name]["value"] for name in latents}
 
-        below, equal = ({name: torch.zeros(value.shape) for name, value in latents.items()} for _ in range(2))
+        below, equal = (
+            {name: torch.zeros_like(value, dtype=torch.float32) for name, value in latents.items()} for _ in range(2)
+        )
         finite = torch.ones(num_simulations, dtype=torch.bool)
-        with program.parameters.evaluating():
+        with program.parameters.evaluating(), pyro.validation_enabled(False):
             for _ in range(num_draws):
                 for name, drawn in repeat(once, num_simulations, values, observed).items():
                     below[name] += drawn < latents[name]
                     equal[name] += drawn == latents[name]
-                    finite &= drawn.isfinite().reshape(num_simulations, -1).all(-1)
-        places_among_equals = {name: (torch.rand(n.shape) * (n + 1)).floor() for name, n in equal.items()}
-        ranks = {name: (rank + places_among_equals[name])[finite] for name, rank in below.items()}
+                    finite &= drawn.isfinite().reshape(num_simulations, -1).all(-1).cpu()
+        if int(finite.sum()) < FEWEST_SIMULATIONS:
+            raise ValueError(
+                f"{int((~finite).sum())} of {num_simulations} fits were not finite: a smaller optim= often helps"
+            )
+        places_among_equals = {name: (torch.rand_like(n) * (n + 1)).floor() for name, n in equal.items()}
+        ranks = {name: (rank + places_among_equals[name]).cpu()[finite] for name, rank in below.items()}
     return Calibration(ranks, num_draws, int((~finite).sum()), seed, time.perf_counter() - began)
 
 
@@ -151,14 +166,14 @@ def _check(program: Program, model: Callable) -> None:
 def _places(program: Program, model: Callable) -> dict[int, str]:
     """The arguments that hold observations, and the names of their sites."""
     sites = sample_sites(prior_trace(model, *program.example, **program.model_kwargs))
-    found = {}
+    found: dict[int, str] = {}
     for name in program.sites.observed:
         value = sites[name]["value"]
         same = [i for i, a in enumerate(program.example) if isinstance(a, Tensor) and _is_same(a, value)]
-        if not same or same[0] in found:
+        if len(same) != 1 or same[0] in found:
             raise ValueError(
-                f"the observations of {name!r} are no argument of the model of their own: pass them as one, as in "
-                f"pyro.sample({name!r}, ..., obs=y) of model(x, y), so that others can be put in their place"
+                f"the observations of {name!r} are no argument of the model of their own: pass them as one, and once, "
+                f"as in pyro.sample({name!r}, ..., obs=y) of model(x, y), so that others can be put in their place"
             )
         found[same[0]] = name
     if not found:
@@ -167,7 +182,45 @@ def _places(program: Program, model: Callable) -> dict[int, str]:
 
 
 def _is_same(argument: Tensor, value: Tensor) -> bool:
-    return argument is value or (argument.data_ptr() == value.data_ptr() and argument.shape == value.shape)
+    def place(t: Tensor) -> tuple[Any, ...]:
+        return t.data_ptr(), t.shape, t.stride()
+
+    return argument is value or place(argument) == place(value)
+
+
+def _check_reads(
+    program: Program, model: Callable, latents: Draws, observed: Draws, arguments: Callable[[Draws], tuple[Any, ...]]
+) -> None:
+    """Refuse models whose densities depend on more than their sites: the draws of their prior are not theirs.
+
+    Raises:
+        ValueError: if other observations among the arguments change a density at the same values of all sites, or if
+            a factor depends on the latents.
+    """
+
+    def sites(of: int, given: int) -> dict[str, Site]:
+        """At a simulation's values, where the arguments are those of another."""
+        values = held_at({name: value[of] for name, value in (latents | observed).items()})
+        args = arguments({name: value[given] for name, value in observed.items()})
+        held = poutine.replay(Uncondition(program.sites.observed)(model), trace=values)
+        with randomness.seeded(0):
+            trace = prior_trace(held, *args, **program.model_kwargs)
+        trace.compute_log_prob()
+        return sample_sites(trace)
+
+    own, other_arguments, other_values = sites(0, 0), sites(0, 1), sites(1, 1)
+    for name, site in own.items():
+        if not _agree(site, other_arguments[name]):
+            raise ValueError(
+                f"the density of {name!r} depends on the observations among the arguments: use what pyro.sample "
+                "returns in their place, so that what is simulated follows from what was simulated"
+            )
+        if site["is_observed"] and not _agree(site, other_values[name]):
+            raise ValueError(f"{name!r} is a factor of the latents or of the data, which no simulation follows")
+
+
+def _agree(one: Site, other: Site) -> bool:
+    return torch.allclose(one["log_prob"], other["log_prob"], equal_nan=True)
 
 
 def _simulated(program: Program, model: Callable, num_simulations: int) -> tuple[Draws, Draws]:

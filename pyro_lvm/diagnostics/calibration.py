@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_REJECTED = 0.01
+FEWEST_SIMULATIONS = 50
+"""Below which a histogram has no two bins."""
+
+_REJECTED, _MOST_FAILED = 0.01, 0.01
 _MOST_BINS, _FEWEST_A_BIN = 20, 25
 _SHOWN = 9
 
@@ -54,14 +57,12 @@ class Calibration:
         deviates, whose sum is :math:`\chi^2_J` (Cook et al. 2006, equation 3) and is too large for a guide that is too
         narrow, too small for one too wide.
         """
-        from scipy.stats import chi2, chisquare, norm
+        from scipy.stats import chisquare
 
-        uniform = self._uniform
-        bins = int(np.clip(len(uniform) // _FEWEST_A_BIN, 2, _MOST_BINS))
-        shapes = [chisquare(np.histogram(column, bins, (0, 1))[0]).pvalue for column in uniform.T]
-        squares = (norm.ppf(uniform) ** 2).sum(0)
-        widths = 2 * np.minimum(chi2.cdf(squares, len(uniform)), chi2.sf(squares, len(uniform)))
-        return np.minimum(1.0, 2 * np.minimum(shapes, widths))
+        bins = int(np.clip(len(self._uniform) // _FEWEST_A_BIN, 2, _MOST_BINS))
+        shapes = [chisquare(np.histogram(column, bins, (0, 1))[0]).pvalue for column in self._uniform.T]
+        narrower, wider = self._tails
+        return np.minimum(1.0, 2 * np.minimum(shapes, 2 * np.minimum(narrower, wider)))
 
     @cached_property
     def symmetry_p_values(self) -> np.ndarray:
@@ -81,8 +82,10 @@ class Calibration:
 
     @property
     def verdict(self) -> str:
-        """Whether calibration is rejected at one per cent: "good" or "bad"."""
-        return "bad" if self.p_value < _REJECTED else "good"
+        """Whether calibration is rejected at one per cent: "good" or "bad"; "doubtful" if over a hundredth of fits failed."""
+        if self.p_value < _REJECTED:
+            return "bad"
+        return "doubtful" if self.num_failed > _MOST_FAILED * (self.num_failed + len(self._uniform)) else "good"
 
     def summary(self) -> str:
         """What was found, the worst numbers first."""
@@ -119,12 +122,19 @@ class Calibration:
         ranks = self._table[1]
         return (ranks + np.random.default_rng(self.seed).uniform(size=ranks.shape)) / (self.num_draws + 1)
 
+    @cached_property
+    def _tails(self) -> tuple[np.ndarray, np.ndarray]:
+        """P-values of the sums of squares, which are large if the guide is too narrow, and small if too wide."""
+        from scipy.stats import chi2, norm
+
+        squares = (norm.ppf(self._uniform) ** 2).sum(0)
+        return chi2.sf(squares, len(self._uniform)), chi2.cdf(squares, len(self._uniform))
+
     def _described(self, i: int) -> str:
-        column = self._uniform[:, i]
-        wide = 12 * column.var()
-        found = f"{self.names[i]}: p = {self.p_values[i]:.2g}"
-        if self.p_values[i] * len(self.names) >= _REJECTED:
+        found, rejected = f"{self.names[i]}: p = {self.p_values[i]:.2g}", _REJECTED / len(self.names)
+        if self.p_values[i] >= rejected:
             return found
-        if self.symmetry_p_values[i] * len(self.names) < _REJECTED:
-            found += ", the guide is too " + ("low" if column.mean() > 0.5 else "high")
-        return found + (", too narrow" if wide > 1 else ", too wide")
+        if self.symmetry_p_values[i] < rejected:  # which moves the sum of squares, too
+            return found + ", the guide is too " + ("low" if self._uniform[:, i].mean() > 0.5 else "high")
+        narrow, wide = (p[i] < rejected / 2 for p in self._tails)
+        return found + (", the guide is too narrow" if narrow else ", the guide is too wide" if wide else "")

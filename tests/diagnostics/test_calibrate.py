@@ -87,6 +87,8 @@ def test_a_guide_too_wide_or_shifted_is_told_so():
     assert "too wide" in calibrated(normal, normal_guide(1.3), torch.zeros(10)).summary()
     low = calibrated(normal, normal_guide(shift=-0.5), torch.zeros(10))
     assert "the guide is too low" in low.summary()
+    assert "wide" not in low.summary()
+    assert "narrow" not in low.summary()
     assert low.symmetry_p_values[0] < 1e-6
     assert calibrated(normal, normal_guide(0.8), torch.zeros(10)).symmetry_p_values[0] > 0.01
 
@@ -126,7 +128,7 @@ def test_seeds_and_pictures():
 
 def test_modules_and_parameters_are_left_alone():
     guide = lvm.guides.FlowGuide(normal)
-    calibrated(normal, guide, torch.zeros(5), num_simulations=30, num_steps=20)
+    calibrated(normal, guide, torch.zeros(5), num_simulations=50, num_steps=20)
     assert pyro.get_param_store().keys() == set()
 
 
@@ -172,6 +174,70 @@ def test_models_that_cannot_be_simulated_are_refused():
         calibrated(lambda y: pyro.sample("y", dist.Normal(0.0, 1.0), obs=y), None, torch.tensor(0.0))
 
 
+def test_observations_are_read_by_their_sites_alone():
+    def regressed_on_the_past(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        past = torch.cat([torch.zeros(1), y[:-1]])
+        pyro.sample("y", dist.Normal(mean + 0.5 * past, 1.0).to_event(1), obs=y)
+
+    def weighed(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        pyro.factor("prior", -(mean**2))
+        pyro.sample("y", dist.Normal(mean.expand(len(y)), 1.0).to_event(1), obs=y)
+
+    def given_twice(x, y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mean.expand(len(x)), 1.0).to_event(1), obs=y)
+
+    def turned(y):
+        mean = pyro.sample("mean", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(mean.expand(2, 2), 1.0).to_event(2), obs=y.T)
+
+    with pytest.raises(ValueError, match="density of 'y' depends on the observations among the arguments"):
+        calibrated(regressed_on_the_past, "mean_field", torch.zeros(5))
+    with pytest.raises(ValueError, match="'prior' is a factor of the latents"):
+        calibrated(weighed, "mean_field", torch.zeros(5))
+    y = torch.zeros(5)
+    with pytest.raises(ValueError, match="no argument of the model of their own"):
+        calibrated(given_twice, "mean_field", y, y)
+    with pytest.raises(ValueError, match="no argument of the model of their own"):
+        calibrated(turned, "mean_field", torch.zeros(2, 2))
+
+
+def test_what_one_observation_says_of_the_next_is_simulated():
+    """z ~ N(0, 1), x ~ N(z, 1), y ~ N(x, 1): the posterior of z is N(x / 2, 1 / 2), whatever y is."""
+
+    def model(x, y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        x = pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+        pyro.factor("constant", torch.tensor(2.0))
+
+    def guide(x, y):
+        pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    assert calibrated(model, guide, torch.tensor(0.0), torch.tensor(0.0)).p_value > 0.05
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_fits_that_fail_are_left_out_and_told(sign):
+    def guide(y):
+        sd = (len(y) + 0.25) ** -0.5
+        mean = y.sum() / (len(y) + 0.25)
+        fails = (sign * mean > limit) & (y != 0).any()
+        pyro.sample("mean", dist.Normal(torch.where(fails, torch.nan, mean), sd))
+
+    limit = 4.0  # two prior standard deviations
+    found = calibrated(normal, guide, torch.zeros(10))
+    assert 0 < found.num_failed < 50
+    assert len(found.ranks["mean"]) == 500 - found.num_failed
+    assert found.verdict == "doubtful"
+    assert f"{found.num_failed} fits were not finite" in found.summary()
+    limit = -100.0
+    with pytest.raises(ValueError, match="500 of 500 fits were not finite"):
+        calibrated(normal, guide, torch.zeros(10))
+
+
 def test_programs_that_read_values_are_refused():
     def model(y):
         mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
@@ -185,8 +251,14 @@ def test_programs_that_read_values_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("optim", 0), ("num_draws", 0), ("num_simulations", 0), ("num_steps", -1)]
+    ("option", "value"),
+    [("optim", 0), ("optim", torch.inf), ("num_draws", 0), ("num_simulations", 49), ("num_steps", -1)],
 )
 def test_options_out_of_range(option, value):
     with pytest.raises(ValueError, match=option):
         calibrated(normal, normal_guide(), torch.zeros(3), **{option: value})
+
+
+def test_an_elbo_is_one():
+    with pytest.raises(TypeError, match="elbo"):
+        calibrated(normal, normal_guide(), torch.zeros(3), elbo="a")
