@@ -82,7 +82,7 @@ class Calibration:
 
     @property
     def verdict(self) -> str:
-        """Whether calibration is rejected at one per cent: "good" or "bad"; "doubtful" if over a hundredth of fits failed."""
+        """Whether calibration is rejected at one per cent: "bad" or "good"; "doubtful" if over 1% of fits failed."""
         if self.p_value < _REJECTED:
             return "bad"
         return "doubtful" if self.num_failed > _MOST_FAILED * (self.num_failed + len(self._uniform)) else "good"

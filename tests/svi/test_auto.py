@@ -1,13 +1,23 @@
 """The guide that climbs: where it stops, what it tells, and that its draws are those of the posterior."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_lvm as lvm
+from pyro_lvm.data import Data
 from pyro_lvm.guides import FlowGuide
+from pyro_lvm.importance import Estimate
+from pyro_lvm.svi.auto import _taken
+from pyro_lvm.svi.climb import Step
+from pyro_lvm.svi.coordinates import Coordinates
+from pyro_lvm.svi.fit_rung import Foothold, Reached, Task, fit_rung
+from pyro_lvm.svi.rungs import FullRank
 
 X = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)) @ torch.tensor([[1.0, 0.0], [900.0, 300.0]])
 Y = X @ torch.tensor([0.5, 0.01]) + torch.randn(60, generator=torch.Generator().manual_seed(1))
@@ -140,7 +150,26 @@ def test_parameters_of_the_model_move_along():
             pyro.sample("y", dist.Normal(z, 1.0), obs=y)
 
     y = torch.tensor([1.0, 2.0, 3.0, 6.0])
-    assert auto(model, y).params["mu"].item() == pytest.approx(3.0, abs=0.05)
+    result = auto(model, y)
+    assert result.params["mu"].item() == pytest.approx(3.0, abs=0.05)
+    assert math.isnan(result.climb.other_modes)
+    assert lvm.diagnose(result, num_draws=1_000).verdict == "good"
+
+
+@pytest.mark.slow
+def test_of_a_model_with_parameters_the_modes_at_the_start_decide_nothing():
+    """x ~ N(0, 1) and y ~ N(x^2 w + x (1 - w), 1/4) of y = 1, where w begins at 1, with two modes, and ends at 0."""
+
+    def model():
+        w = pyro.param("w", torch.tensor(0.9), constraint=dist.constraints.unit_interval)
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("less", -20 * w)
+        pyro.sample("y", dist.Normal(2 * x.square() * w + x * (1 - w), 0.25), obs=torch.tensor(1.0))
+
+    result = auto(model, compile=False)
+    assert result.params["w"] < 0.1
+    assert math.isnan(result.climb.other_modes)
+    assert not result.climb.misses_modes
 
 
 def test_enumerated_sites_are_summed_out():
@@ -176,6 +205,87 @@ def test_without_a_mode_the_climb_goes_on():
     assert result.sample(10)["x"].shape == (10, 6)
 
 
+@pytest.mark.slow
+def test_a_model_that_raises_at_some_draws_is_fitted_without_a_verdict():
+    """A Gaussian process whose covariance has no Cholesky factor, in single precision, where its noise is small."""
+    x = torch.linspace(0, 5, 40)
+    y = torch.sin(2 * x) + 0.3 * torch.randn(40, generator=torch.Generator().manual_seed(0))
+
+    def model(y):
+        length, noise = (pyro.sample(name, dist.HalfNormal(1.0)) for name in ("length", "noise"))
+        covariance = torch.exp(-0.5 * ((x[:, None] - x) / length) ** 2) + (noise**2 + 1e-5) * torch.eye(len(x))
+        pyro.sample("y", dist.MultivariateNormal(torch.zeros(len(x)), covariance), obs=y)
+
+    result = auto(model, y)
+    assert result.climb.steps[0].verdict == "start"
+    noise = result.sample(1_000)["noise"] if not result.resamples else result.posterior()["noise"].sample((1_000,))
+    assert noise.mean().item() == pytest.approx(0.3, abs=0.1)
+
+
+at_once = (lambda: True, lambda steps: None)  # interrupted before the first step
+
+
+def task(model, *data):
+    return Task(model, Data(data), None, None, False, 0)
+
+
+def test_weighted_rows_are_neither_judged_nor_resampled():
+    """Ten rows of weight 0.3 and a standard normal prior: a posterior of variance 1 / 4."""
+
+    def model(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(y)), pyro.poutine.scale(scale=0.3):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    at = Coordinates(torch.tensor([0.3 * 45 / 4]), torch.tensor([0.5]), torch.eye(1))
+    reached = fit_rung(task(model, torch.arange(10.0)), model, FullRank(), [Foothold(at, {})], *at_once)
+    assert reached.step.verdict == "not available"
+    assert "rows or sites are weighted" in reached.step.note
+    assert not reached.resamples
+
+
+@pytest.mark.parametrize(("precision", "particles"), [(0.75**0.5, 4), (3**0.5, 16), (12**0.5, 64)])
+def test_particles_follow_the_noise_of_the_gradient(precision, particles):
+    """A guide of variance 1: the gradient of a draw has a variance of precision^2, 0.75, 3 and 12, to become 1/4."""
+
+    def model():
+        x = pyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.factor("density", -0.5 * precision * x.square())
+
+    at = Coordinates(torch.zeros(1), torch.ones(1), torch.eye(1))
+    reached = fit_rung(task(model), model, FullRank(), [Foothold(at, {})], *at_once)
+    assert reached.step.num_particles == particles
+
+
+def test_a_guide_starts_at_the_best_foothold():
+    mean, covariance = exact(X, Y)
+    best = Coordinates.of_covariance(mean.float(), covariance)
+    footholds = [Foothold(Coordinates(torch.zeros(2), torch.ones(2), torch.eye(2)), {}), Foothold(best, {})]
+    for order in (footholds, footholds[::-1]):
+        reached = fit_rung(task(regression, X, Y), regression, FullRank(), order, *at_once)
+        draws = reached.result.posterior()["b"]
+        torch.testing.assert_close(draws.mean.double(), mean, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "elbos", "taken"),
+    [
+        (("bad", "good"), (-1.0, -2.0), 1),
+        (("bad", "doubtful"), (-1.0, -2.0), 0),
+        (("bad", "unknown"), (math.nan, -2.0), 1),
+    ],
+)
+def test_the_last_is_taken_if_it_is_good_else_the_largest_elbo(verdicts, elbos, taken):
+    fits = [lvm.fit(regression, "mean_field", X, Y, num_steps=1, progress=False) for _ in verdicts]
+    steps = [
+        Step(str(i), verdict, elbo=Estimate(elbo, 0.1))
+        for i, (verdict, elbo) in enumerate(zip(verdicts, elbos, strict=True))
+    ]
+    reached = [Reached(step, result, False, None) for step, result in zip(steps, fits, strict=True)]
+    assert _taken(reached, steps, 0.0) is fits[taken]
+    assert fits[taken].climb.guide == str(taken)
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -197,6 +307,18 @@ def test_what_it_chooses_cannot_be_given(option, value):
 def test_models_without_continuous_latents_are_refused():
     with pytest.raises(ValueError, match="has nothing to cover"):
         auto(lambda: pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.tensor(0.0)))
+
+
+def test_minibatches_are_refused():
+    def own_rows(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(y), subsample_size=2) as rows:
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y[rows])
+
+    with pytest.raises(ValueError, match="takes 2 of its 4 elements"):
+        auto(own_rows, torch.zeros(4))
+    with pytest.raises(TypeError, match="no DataLoader"):
+        auto(regression, DataLoader(TensorDataset(X, Y)))
 
 
 def test_it_is_no_guide_elsewhere():

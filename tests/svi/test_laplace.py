@@ -42,6 +42,20 @@ def test_a_start_where_the_loss_curves_the_wrong_way_comes_to_a_minimum():
     torch.testing.assert_close(mode.loc, torch.tensor([2.0, -2.0]), atol=1e-3, rtol=0)
 
 
+def test_where_a_loss_raises_it_is_infinite():
+    """The minimum of -3 log x + x is at 3; a Newton step from 7 goes to -2.3, where there is no Cholesky factor."""
+
+    def loss(x):
+        return (x - 6 * torch.linalg.cholesky(x.reshape(1, 1)).log().flatten()).sum()
+
+    start = torch.tensor([7.0])
+    with pytest.raises(RuntimeError, match="cholesky"):
+        loss(torch.tensor([7 - (1 - 3 / 7) / (3 / 7**2)]))
+    torch.testing.assert_close(find_mode(loss, start).loc, torch.tensor([3.0]), atol=1e-3, rtol=0)
+    assert loss(descend(loss, start)) < loss(start)
+    assert find_mode(loss, torch.tensor([-1.0])) is None
+
+
 @pytest.mark.parametrize("loss", [lambda x: -x.sum(), lambda x: -x.square().sum(), lambda x: (x * torch.nan).sum()])
 def test_where_there_is_no_minimum_there_is_no_mode(loss):
     assert find_mode(loss, torch.zeros(2)) is None

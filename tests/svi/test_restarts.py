@@ -1,9 +1,13 @@
 """Several fits in one call."""
 
+import os
+import signal
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 import pyro_lvm as lvm
@@ -56,6 +60,46 @@ def test_modules_start_each_fit_where_they_are_and_end_at_the_best():
     assert model.loc.item() == result.params["loc"].item()
 
 
+def clusters():
+    generator = torch.Generator().manual_seed(0)
+    return torch.cat([torch.randn(30, 2, generator=generator) + 8 * i for i in range(3)])
+
+
+def test_models_start_each_fit_from_the_data():
+    """Three clear clusters, which the model's own start finds: each fit does what a fit alone with its seed does."""
+    x, model = clusters(), lvm.models.GaussianMixture(3, 2)
+    result = quick(model, None, x, num_restarts=3, num_steps=100)
+    alone = [
+        quick(lvm.models.GaussianMixture(3, 2), None, x, num_steps=100, seed=seed).restarts.item() for seed in range(3)
+    ]
+    assert result.restarts.tolist() == alone
+    assert model.initialized
+    assert torch.equal(model.weights, result.params["weights"])
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, lvm.guides.FlowGuide])
+def test_guides_of_ones_own_start_each_fit_where_the_first_did(kind):
+    def model():
+        pyro.sample("x", dist.Normal(20.0, 1.0))
+
+    guide = kind(model)
+    result = quick(model, guide, num_restarts=3, num_steps=20)
+    alone = [quick(model, kind(model), num_steps=20, seed=seed).restarts.item() for seed in range(3)]
+    assert result.restarts.tolist() == alone
+    again = quick(model, guide, num_restarts=1, num_steps=20)  # from where the best has left it
+    assert again.restarts.item() not in alone
+
+
+def test_an_interrupt_leaves_out_the_rest():
+    def press(state):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    result = quick(two_modes, "mean_field", num_restarts=4, callbacks=[press])
+    assert len(result.restarts) == 1
+    assert result.num_steps < 300
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_a_fit_that_fails_counts_for_nothing():
     def model():
         x = pyro.sample("x", dist.Normal(0.0, 1.0))
@@ -89,3 +133,8 @@ def test_a_checkpoint_keeps_one_fit(tmp_path):
 def test_a_number_of_restarts_is_a_count(number):
     with pytest.raises((ValueError, TypeError), match="num_restarts"):
         quick(two_modes, "mean_field", num_restarts=number)
+
+
+def test_seeds_end_where_torch_ends_them():
+    with pytest.raises(ValueError, match="seed"):
+        quick(two_modes, "mean_field", num_restarts=2, seed=2**64 - 1)

@@ -24,20 +24,26 @@ def normal(y):
         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
 
 
+def steps_of(model, seed=0, compiled=False):
+    objective = Objective(model, "mean_field", Trace_ELBO(4))
+    held = Data((Y,))
+    objective.prepare(held)
+    start = objective.program.parameters.start()
+    loop = EagerLoop(
+        objective, start, WholeData(held, None), 4, lambda params: torch.optim.Adam(params, 0.05), None, None
+    )
+    if compiled:
+        loop = CompiledLoop(loop, seed, True, False)
+        loop.scan.compile()
+    return loop
+
+
 def settled(model=normal, compiled=False, seed=0, **options):
     """Epochs that begin with 100 steps."""
     with randomness.seeded(seed):
-        objective = Objective(model, "mean_field", Trace_ELBO(4))
-        held = Data((Y,))
-        objective.prepare(held)
-        start = objective.program.parameters.start()
-        loop = EagerLoop(
-            objective, start, WholeData(held, None), 4, lambda params: torch.optim.Adam(params), None, None
-        )
-        if compiled:
-            loop = CompiledLoop(loop, seed, True, False)
-            loop.scan.compile()
-        return settle(loop, (0.05, 0.002), 100, seed, **options), objective.program.parameters
+        loop = steps_of(model, seed, compiled)
+        parameters = (loop.eager if compiled else loop).objective.program.parameters
+        return settle(loop, (0.05, 0.002), 100, seed, **options), parameters
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +86,21 @@ def test_the_seed_decides_all(eager):
     again, _ = settled()
     assert again.epochs == eager[0].epochs
     assert torch.equal(again.losses, eager[0].losses)
+
+
+def test_what_is_compared_is_the_mean_of_the_second_half():
+    """The first epoch, 100 steps; the mean of their last 50, of which each second is kept."""
+    path = []
+    with randomness.seeded(0):
+        loop = steps_of(normal)
+        for step in range(100):
+            loop.run(step, step + 1, lambda: False)
+            path.append({name: v.detach().clone() for name, v in loop.params.items()})
+    told = []
+    found, _ = settled(interrupted=lambda: sum(told) >= 100, told=told.append)
+    assert len(found.losses) == 100
+    for name, value in found.values.items():
+        torch.testing.assert_close(value, torch.stack([point[name] for point in path[49::2]]).mean(0))
 
 
 def test_an_interrupt_leaves_what_was_reached():
