@@ -9,6 +9,7 @@ they are above 0.25 and 20%; the last lines count what is within 0.1 and 10%, an
 
 import argparse
 import time
+from collections import Counter
 
 import torch
 from posteriordb_models import MODELS, TUNED, load
@@ -26,7 +27,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    close, counts = 0, {(bad, verdict): 0 for bad in (False, True) for verdict in ("good", "doubtful", "bad")}
+    close, counts = 0, {False: Counter(), True: Counter()}
     for name in args.names:
         model, data, reference = load(args.folder, name)
         began = time.perf_counter()
@@ -36,7 +37,7 @@ def main():
         found = lvm.against(result, reference, num_draws=10_000)
         bad = found.largest_mean_error > MOST_MEAN_ERROR or found.largest_sd_error > MOST_SD_ERROR
         close += found.largest_mean_error <= MEAN_ERROR and found.largest_sd_error <= SD_ERROR
-        counts[bad, verdict] += 1
+        counts[bad][verdict] += 1
         print(
             f"{name + ('' if name in TUNED else ' (untouched)'):34} mean {found.largest_mean_error:5.3f} sd, sd "
             f"{found.largest_sd_error:5.1%} ({found.worst}), {seconds:4.0f} s, {result.climb.guide}: {verdict}"
@@ -45,7 +46,7 @@ def main():
             print(f"    {step}", flush=True)
     print(f"\n{close} of {len(args.names)} have every mean within {MEAN_ERROR} sd and every sd within {SD_ERROR:.0%}")
     for bad in (False, True):
-        verdicts = ", ".join(f"{counts[bad, verdict]} {verdict}" for verdict in ("good", "doubtful", "bad"))
+        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts[bad].items()) or "there are none"
         print(f"{'bad' if bad else 'good'} fits are called: {verdicts}")
 
 

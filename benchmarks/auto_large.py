@@ -146,6 +146,8 @@ def by_auto(model, data):
     result = lvm.fit(model, "auto", *tensors, progress=False)
     seconds = time.perf_counter() - began
     print(f"  auto: {seconds:.0f} s, {result.climb.guide}: {lvm.diagnose(result).verdict}", flush=True)
+    for step in result.climb.steps:
+        print(f"    {step}")
     return result
 
 
