@@ -33,7 +33,7 @@ def main():
     parser.add_argument("folder")
     parser.add_argument("--names", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--guides", nargs="+", default=["mean_field", "full_rank", "flow"])
-    parser.add_argument("--steps", type=int, default=5_000)
+    parser.add_argument("--steps", type=int, default=10_000)
     args = parser.parse_args()
     torch.set_num_threads(1)
     counts = {(bad, verdict): 0 for bad in (False, True) for verdict in ("good", "doubtful", "bad")}
