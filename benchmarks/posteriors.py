@@ -1,6 +1,6 @@
 """Nine posteriors of posteriordb: what `diagnose` says of the guides by name, beside the errors that they have.
 
-    python benchmarks/posteriors.py FOLDER [--names kidiq ...] [--guides mean_field full_rank flow] [--steps 5000]
+    python benchmarks/posteriors.py FOLDER [--names kidiq ...] [--guides mean_field full_rank flow] [--steps 10000]
 
 The folder has one of posteriordb's posteriors in each of its folders: see `posteriordb_models.py`. Errors are the
 largest of a mean, in posterior standard deviations, and of a standard deviation, over 10,000 draws of the guide. A fit
