@@ -1,6 +1,6 @@
 """Nine posteriors of posteriordb: what `diagnose` says of the guides by name, beside the errors that they have.
 
-    python benchmarks/posteriors.py FOLDER [--names kidiq ...] [--guides mean_field full_rank flow] [--steps 5000]
+    python benchmarks/posteriors.py FOLDER [--names kidiq ...] [--guides mean_field full_rank flow] [--steps 10000]
 
 The folder has one of posteriordb's posteriors in each of its folders: see `posteriordb_files.py`. Errors are the
 largest of a mean, in posterior standard deviations, and of a standard deviation, over 10,000 draws of the guide. A fit
@@ -9,6 +9,7 @@ is bad if they are above 0.25 and 20%. The last lines count what the verdict cal
 
 import argparse
 import time
+from collections import Counter
 
 import torch
 from posteriordb_models import MODELS, TUNED, load
@@ -33,10 +34,10 @@ def main():
     parser.add_argument("folder")
     parser.add_argument("--names", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--guides", nargs="+", default=["mean_field", "full_rank", "flow"])
-    parser.add_argument("--steps", type=int, default=5_000)
+    parser.add_argument("--steps", type=int, default=10_000)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    counts = {(bad, verdict): 0 for bad in (False, True) for verdict in ("good", "doubtful", "bad")}
+    counts = {False: Counter(), True: Counter()}
     for guide in args.guides:
         print(f"\n{guide:34} {'mean (sd)':>9} {'sd':>6} {'k-hat':>6} {'fit':>6} {'check':>6}  fit is   verdict   worst")
         for name in args.names:
@@ -52,7 +53,7 @@ def main():
             seconds = time.perf_counter() - began - fit_seconds
             found = lvm.against(result, reference)
             bad = found.largest_mean_error > MOST_MEAN_ERROR or found.largest_sd_error > MOST_SD_ERROR
-            counts[bad, report.verdict] += 1
+            counts[bad][report.verdict] += 1
             print(
                 f"{name + ('' if name in TUNED else ' (untouched)'):34} {found.largest_mean_error:9.2f} "
                 f"{found.largest_sd_error:6.0%} {report.khat.value:6.2f} {fit_seconds:5.0f}s {seconds:5.0f}s  "
@@ -61,7 +62,7 @@ def main():
             )
     print()
     for bad in (False, True):
-        verdicts = ", ".join(f"{counts[bad, verdict]} {verdict}" for verdict in ("good", "doubtful", "bad"))
+        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts[bad].items())
         print(f"{'bad' if bad else 'good'} fits are called: {verdicts}")
 
 
