@@ -124,9 +124,12 @@ def _start(objective: Objective, guide: AutoGuide, rung: Rung, foothold: Foothol
 
 
 def _loss(task: Task, objective: Objective, values: Values) -> float:
-    """Of common draws; infinite where it is not finite."""
+    """Of common draws; infinite where it is not finite, or where the model raises."""
     with randomness.seeded(task.seed):
-        found = objective.with_elbo(Trace_ELBO(_COMPARING_DRAWS)).value(values, task.data.args)
+        try:
+            found = objective.with_elbo(Trace_ELBO(_COMPARING_DRAWS)).value(values, task.data.args)
+        except FAILURES:
+            return math.inf
     return found if math.isfinite(found) else math.inf
 
 
