@@ -111,6 +111,23 @@ def test_independent_latents_end_at_the_mean_field():
     torch.testing.assert_close(result.posterior()["m"].stddev, torch.full((3,), 0.8**0.5), atol=0.03, rtol=0)
 
 
+def test_flat_priors_and_a_probability_at_its_edge():
+    """Twenty successes of twenty are Beta(21, 1), whose mode is 1; a level with a flat prior is N(mean, 1 / n)."""
+
+    def model(y):
+        p = pyro.sample("p", dist.Beta(1.0, 1.0))
+        pyro.sample("successes", dist.Binomial(20, p), obs=torch.tensor(20.0))
+        level = pyro.sample("level", dist.ImproperUniform(dist.constraints.real, (), ()))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(level, 1.0), obs=y)
+
+    y = 1e4 + torch.arange(4.0)
+    draws = auto(model, y).sample(10_000)
+    for name, exact in (("p", dist.Beta(21.0, 1.0)), ("level", dist.Normal(y.mean(), 0.5))):
+        assert ((draws[name].mean() - exact.mean) / exact.stddev).abs() < 0.1
+        assert (draws[name].std() / exact.stddev - 1).abs() < 0.1
+
+
 def banana():
     x = pyro.sample("x", dist.Normal(0.0, 1.0))
     pyro.sample("y", dist.Normal(x**2, 0.5))
