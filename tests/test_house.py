@@ -22,6 +22,7 @@ ORDER = (
     "sparse",
     "newton",
     "interrupts",
+    "warn",
     "data",
     "checkpoint",
     "batches",

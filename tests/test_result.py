@@ -707,7 +707,15 @@ PATH = {"spacing": 1, "seen": {}, "shapes": {}}
 
 def stub(path, **changes):
     state = {"kind": "result", "data": None, "params": {}, "losses": torch.zeros(3), "validation": {}, "seed": 0}
-    torch.save(state | {"seconds": 0.0} | {"compiled": False, "target": "ELBO", "path": PATH} | changes, path)
+    state |= {
+        "seconds": 0.0,
+        "compiled": False,
+        "target": "ELBO",
+        "path": PATH,
+        "restarts": torch.zeros(1),
+        "climb": None,
+    }
+    torch.save(state | changes, path)
 
 
 def loading(**options):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import warnings
 
 from pyro_lvm import randomness
 from pyro_lvm.svi.compiled import CompiledLoop
 from pyro_lvm.svi.loop import EagerLoop
 from pyro_lvm.tracing import NotCompilable
+from pyro_lvm.warn import warn
 
 _log = logging.getLogger(__name__)
 
@@ -57,9 +57,7 @@ def choose_loop(
     except Exception as error:  # what is wrong with the fit itself, the eager loop tells better
         if compile is True:
             raise ValueError(f"compile=True: {_reason(error)}") from error
-        warnings.warn(
-            f"the fit runs eagerly, for it cannot be compiled: {_reason(error)}", RuntimeWarning, stacklevel=3
-        )
+        warn(f"the fit runs eagerly, for it cannot be compiled: {_reason(error)}")
         return loop
     finally:
         randomness.set_state(random_state)

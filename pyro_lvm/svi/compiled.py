@@ -20,6 +20,7 @@ from pyro_lvm.svi.loop import EagerLoop
 from pyro_lvm.svi.nonfinite import NonFiniteError
 from pyro_lvm.svi.step import Step, Tree
 from pyro_lvm.tracing import NotCompilable, first_line
+from pyro_lvm.warn import warn
 
 _CHECKED_BATCHES = 50
 _AFTER_THE_FIRST = 2  # call of the loop, callbacks have run once, and may have changed what no look at values finds
@@ -223,16 +224,14 @@ class CompiledLoop:
             try:
                 self.eager.check(stop, self.eager.batches.get(stop - 1))
             except (ValueError, NonFiniteError) as error:
-                warnings.warn(
-                    f"the fit ends where an eager step would fail: {first_line(error)}", RuntimeWarning, stacklevel=2
-                )
+                warn(f"the fit ends where an eager step would fail: {first_line(error)}")
 
     def _leave(self, reason: str) -> None:
         """Go on eagerly from here."""
         self._tell_eager()
         if self.required:
             raise ValueError(f"compile=True: {reason}")
-        warnings.warn(f"the fit goes on eagerly: {reason}", RuntimeWarning, stacklevel=2)
+        warn(f"the fit goes on eagerly: {reason}")
         self.compiled = False
 
     def state_dict(self) -> dict[str, Any]:

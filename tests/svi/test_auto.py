@@ -111,6 +111,7 @@ def test_independent_latents_end_at_the_mean_field():
     torch.testing.assert_close(result.posterior()["m"].stddev, torch.full((3,), 0.8**0.5), atol=0.03, rtol=0)
 
 
+@pytest.mark.slow
 def test_flat_priors_and_a_probability_at_its_edge():
     """Twenty successes of twenty are Beta(21, 1), whose mode is 1; a level with a flat prior is N(mean, 1 / n)."""
 

@@ -651,11 +651,12 @@ def test_where_compiling_is_required_the_same_is_an_error(name):
     assert all(torch.equal(v, before[n]) for n, v in (net.state_dict() if net else {}).items())
 
 
-def test_the_warning_points_at_the_call_of_the_user(monkeypatch):
+@pytest.mark.parametrize("num_restarts", [1, 2])
+def test_the_warning_points_at_the_call_of_the_user(monkeypatch, num_restarts):
     monkeypatch.setattr(choice, "FEWEST_STEPS", 0)
     with pytest.warns(RuntimeWarning, match="runs eagerly") as caught:
-        lvm.fit(reads, "mean_field", X, num_steps=5, progress=False)
-    assert caught[0].filename == __file__
+        lvm.fit(reads, "mean_field", X, num_steps=5, progress=False, num_restarts=num_restarts)
+    assert [warning.filename for warning in caught] == [__file__] * num_restarts
 
 
 @pytest.mark.parametrize(

@@ -286,7 +286,7 @@ def test_a_resumed_fit_fits_no_gaussian(tmp_path, monkeypatch):
     def refuse(*args):
         raise AssertionError("the Gaussian was fitted again")
 
-    monkeypatch.setattr("pyro_lvm.svi.fit.fitted_gaussian", refuse)
+    monkeypatch.setattr("pyro_lvm.svi.once.fitted_gaussian", refuse)
     result = lvm.fit(banana, FlowGuide(banana, small), checkpoint=path, callbacks=stop, **options)
     assert result.num_steps == 20
 
