@@ -105,6 +105,7 @@ def test_latents_of_the_rows_are_integrated_out():
     check(result, y)
 
 
+@pytest.mark.slow
 def test_latents_that_are_drawn_together_are_integrated_out_by_their_prior():
     """A hundred draws are enough where a row says little of its own latent."""
 

@@ -77,7 +77,7 @@ def test_restarts_of_fewer_rows_than_components_are_noise():
     assert torch.isfinite(result.objective).all()
 
 
-@pytest.mark.parametrize("model", ["normals", "GaussianMixture full"])
+@pytest.mark.parametrize("model", [pytest.param("normals", marks=pytest.mark.slow), "GaussianMixture full"])
 def test_rows_that_weigh_nothing_are_nowhere(model):
     """Neither in floors, nor in starts, nor in restarts."""
     x = torch.cat([X, torch.full((40, 2), 1e6)])

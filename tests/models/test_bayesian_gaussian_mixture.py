@@ -224,6 +224,7 @@ def test_single_precision_sums_in_double():
 # The lower bound -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_elbo_is_the_mean_over_draws_of_model_and_guide():
     """Bishop's (10.70), E_q log p(x, z, θ) - log q(z) - log q(θ), θ drawn by the guide and z summed."""
     model, x, S = random_mixture(), torch.as_tensor(clusters(N=9)), 400

@@ -126,6 +126,7 @@ def test_topics_are_recovered(corpus):
     assert distance(model, topics) < 0.1
 
 
+@pytest.mark.slow
 def test_objective_is_the_elbo(corpus):
     """That of the documents, and the divergence of the topics from their prior."""
     counts, _ = corpus

@@ -82,6 +82,7 @@ def test_rates_fall_and_elbos_do_not(eager):
     assert found.note == ""
 
 
+@pytest.mark.slow
 def test_the_seed_decides_all(eager):
     again, _ = settled()
     assert again.epochs == eager[0].epochs
