@@ -22,19 +22,27 @@ class _Asked:
             self.before(number, frame)
 
 
+_active: list[_Asked] = []  # the innermost last
+
+
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
     """Ctrl-C between steps instead of within one; a second Ctrl-C acts at once.
 
-    Where one call is made within another, both are told.
+    Where one call is made within another, one Ctrl-C is told to both, whenever it comes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
+    if _active and _active[-1].yes:
+        yield lambda: True
+        return
     asked = _Asked(signal.getsignal(signal.SIGINT))
     signal.signal(signal.SIGINT, asked)
+    _active.append(asked)
     try:
         yield lambda: asked.yes
     finally:
+        _active.pop()
         if not (asked.yes and isinstance(asked.before, _Asked)):  # which a second Ctrl-C is not to meet again
             signal.signal(signal.SIGINT, asked.before)

@@ -7,8 +7,9 @@ import inspect
 import sys
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from numbers import Number
 from typing import Any
 
@@ -39,20 +40,37 @@ def unchanged_buffers(*programs: Any) -> Iterator[None]:
 
 
 class Snapshot:
-    """What the programs' modules hold: tensors and their values, parts, and other attributes."""
+    """What the programs' modules hold: tensors and their values, parts, and other attributes as they are.
+
+    What such an attribute is changed to in place, where it is no dict, is not put back.
+    """
 
     def __init__(self, *programs: Any) -> None:
         parts = _parts(programs)
+        self._kinds = [(part, type(part)) for part in parts]  # lazy ones become others
         held = [d for part in parts for d in (vars(part), *(v for v in vars(part).values() if isinstance(v, dict)))]
         self._held = [(d, d.copy()) for d in held]
-        self._tensors = _copies(tensors for part in parts for tensors in (part._parameters, part._buffers))
+        tensors: list[dict[str, Any]] = [d for part in parts for d in (part._parameters, part._buffers)]
+        self._tensors = _copies(tensors)
+        lazy = [(d, name, t) for d in tensors for name, t in d.items() if t is not None and is_lazy(t)]
+        self._lazy = [(d, name, _maker(t)) for d, name, t in lazy]
 
     def restore(self) -> None:
         """Leave the modules as they were: what they have come to hold since is gone."""
+        for part, kind in self._kinds:
+            part.__class__ = kind
         for held, content in self._held:
             held.clear()
             held.update(content)
         _put_back(self._tensors)
+        for tensors, name, made in self._lazy:
+            tensors[name] = made()
+
+
+def _maker(lazy: Any) -> Callable[[], Any]:
+    """Makes tensors without a shape, like this one, which is to have one."""
+    kind: Any = type(lazy)
+    return partial(kind, lazy.requires_grad, lazy.device, lazy.dtype)
 
 
 @contextmanager
@@ -94,7 +112,8 @@ def _put_back(before: _Copies) -> None:
     with torch.no_grad():
         for tensors, name, tensor, value in before:
             tensors[name] = tensor
-            tensor.copy_(value)
+            if not torch.equal(tensor, value):  # an expanded one, which none can write into, never differs
+                tensor.copy_(value)
 
 
 def _parts(programs: Iterable[Any]) -> list[nn.Module]:

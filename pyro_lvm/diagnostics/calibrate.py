@@ -21,11 +21,21 @@ from pyro_lvm.modules import unchanged
 from pyro_lvm.params import Parameters
 from pyro_lvm.program import Program
 from pyro_lvm.result import Draws
-from pyro_lvm.sites import Site, Uncondition, held_at, prior_trace, refuse_improper_priors, sample_sites
+from pyro_lvm.sites import (
+    Site,
+    Uncondition,
+    held_at,
+    prior_trace,
+    refuse_improper_priors,
+    refuse_random_rows,
+    sample_sites,
+)
 from pyro_lvm.svi.objective import Objective
 from pyro_lvm.svi.resolve import check_elbo
 from pyro_lvm.tracing import NotCompilable
 from pyro_lvm.vectorize import repeat
+
+_COMPARED = 30  # simulations, by which a model is seen to read what it should not
 
 
 def calibrate(
@@ -70,9 +80,10 @@ def calibrate(
 
     Raises:
         TypeError: for arguments of the wrong kind.
-        ValueError: for a model with parameters, an improper prior or a ``pyro.factor`` of its latents, from which
-            nothing can be simulated; observations that are no argument of the model, or that it uses elsewhere; fits
-            that cannot run at the same time, and fewer than 50 that are finite.
+        ValueError: for a model with parameters, an improper prior, weighted rows, random minibatches, masked latents or
+            a ``pyro.factor`` of its latents, from which nothing can be simulated; observations that are no argument of
+            the model, or that it uses elsewhere; fits that cannot run at the same time, and fewer than 50 that are
+            finite.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch, pyro_lvm as lvm
@@ -154,7 +165,14 @@ def _check(program: Program, model: Callable) -> None:
     if not program.sites.latent:
         raise ValueError("the model has no latent site that a guide covers, so that there is nothing to calibrate")
     args, kwargs = program.example, program.model_kwargs
-    refuse_improper_priors(sample_sites(prior_trace(model, *args, **kwargs)))
+    sites = sample_sites(prior_trace(model, *args, **kwargs))
+    refuse_improper_priors(sites)
+    refuse_random_rows(sites)
+    for name, site in sites.items():
+        if torch.as_tensor(site["scale"] != 1).any():
+            raise ValueError(f"{name!r} is weighted, and simulations are not: leave out poutine.scale")
+        if name in program.sites.latent and site["mask"] is not None and not torch.as_tensor(site["mask"]).all():
+            raise ValueError(f"{name!r} is masked, so that its density leaves out what its prior draws")
     own = Parameters({"model": program.model}, lambda: prior_trace(program.model, *args, **kwargs).log_prob_sum())
     if own.constraints:
         raise ValueError(
@@ -206,21 +224,34 @@ def _check_reads(
         with randomness.seeded(0):
             trace = prior_trace(held, *args, **program.model_kwargs)
         trace.compute_log_prob()
-        return sample_sites(trace)
+        return {n: site for n, site in sample_sites(trace).items() if not site["infer"].get("_deterministic")}
 
-    own, other_arguments, other_values = sites(0, 0), sites(0, 1), sites(1, 1)
-    for name, site in own.items():
-        if not _agree(site, other_arguments[name]):
+    own = sites(0, 0)
+    for i in range(1, _COMPARED):
+        for name in _differ(own, sites(0, i)):
             raise ValueError(
                 f"the density of {name!r} depends on the observations among the arguments: use what pyro.sample "
                 "returns in their place, so that what is simulated follows from what was simulated"
             )
-        if site["is_observed"] and not _agree(site, other_values[name]):
+        for name in _differ(_observed(own), _observed(sites(i, i))):
             raise ValueError(f"{name!r} is a factor of the latents or of the data, which no simulation follows")
 
 
-def _agree(one: Site, other: Site) -> bool:
-    return torch.allclose(one["log_prob"], other["log_prob"], equal_nan=True)
+def _observed(sites: Mapping[str, Site]) -> dict[str, Site]:
+    return {name: site for name, site in sites.items() if site["is_observed"]}
+
+
+def _differ(sites: Mapping[str, Site], others: Mapping[str, Site]) -> list[str]:
+    """The names of the sites that do not have the same densities."""
+
+    def agree(one: Tensor, other: Tensor) -> bool:
+        return one.shape == other.shape and torch.allclose(one, other, equal_nan=True)
+
+    return [
+        name
+        for name in {**sites, **others}
+        if name not in sites or name not in others or not agree(sites[name]["log_prob"], others[name]["log_prob"])
+    ]
 
 
 def _simulated(program: Program, model: Callable, num_simulations: int) -> tuple[Draws, Draws]:

@@ -23,9 +23,9 @@ from pyro_lvm.sites import prior_trace, refuse_random_rows, sample_sites
 from pyro_lvm.svi.climb import Climb, Step
 from pyro_lvm.svi.fit_rung import Foothold, Reached, Task, fit_rung, parted
 from pyro_lvm.svi.modes import MOST_NEWTON, Modes, find_modes
+from pyro_lvm.svi.nonfinite import FAILURES
 from pyro_lvm.svi.result import SVIResult
 from pyro_lvm.svi.rungs import Bent, FullRank, LowRank, MeanField, Rung
-from pyro_lvm.svi.settle import FAILURES
 
 _SHORT = 0.8  # of a posterior standard deviation: a guide that has less is bad
 
@@ -105,13 +105,12 @@ def _refuse_own_rows(program: Program) -> None:
     Raises:
         ValueError: if a plate is smaller than the size it claims.
     """
-    refuse_random_rows(
-        sample_sites(
-            prior_trace(
-                program.bind(program.parameters.start(), program.model), *program.example, **program.model_kwargs
-            )
-        )
-    )
+    model = program.bind(program.parameters.start(), program.model)
+    try:
+        run = prior_trace(model, *program.example, **program.model_kwargs)
+    except RuntimeError:  # of this draw
+        return
+    refuse_random_rows(sample_sites(run))
 
 
 def _rungs(num_latents: int) -> list[Rung]:

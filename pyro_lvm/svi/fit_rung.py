@@ -19,11 +19,12 @@ from pyro_lvm.svi.choice import choose_loop
 from pyro_lvm.svi.climb import Step
 from pyro_lvm.svi.coordinates import Coordinates
 from pyro_lvm.svi.loop import EagerLoop
+from pyro_lvm.svi.nonfinite import FAILURES
 from pyro_lvm.svi.objective import Objective
 from pyro_lvm.svi.path import ParameterPath
 from pyro_lvm.svi.result import SVIResult
 from pyro_lvm.svi.rungs import Bent, Rung
-from pyro_lvm.svi.settle import FAILURES, Settled, settle
+from pyro_lvm.svi.settle import Settled, settle
 from pyro_lvm.verdict.judge import judge, lacks_posterior
 
 _NOISE_DRAWS, _NOISE = 64, 0.25  # gradients that are looked at, and the variance that a step's may have
@@ -166,12 +167,15 @@ def _judged(result: SVIResult, seed: int) -> tuple[str, float, bool, str]:
 def _num_particles(objective: Objective, values: Values, place: str, at: Coordinates) -> int:
     """The draws that bring the variance of a gradient, in coordinates, down to a quarter: 4 to 64, a power of two."""
     loc, gradients = values[place].detach().requires_grad_(), list[Tensor]()
+    least, most = _PARTICLES
     with randomness.seeded(0):
         for _ in range(_NOISE_DRAWS):
-            loss = objective({**values, place: loc}, objective.program.data.args)
+            try:
+                loss = objective({**values, place: loc}, objective.program.data.args)
+            except FAILURES:
+                return most
             gradients.append(torch.autograd.grad(loss, loc)[0])
     noise = (torch.stack(gradients).double() @ at.root).var(0).mean().item()
-    least, most = _PARTICLES
     if not math.isfinite(noise):
         return most
     return min(most, max(least, 2 ** math.ceil(math.log2(max(1.0, noise / _NOISE)))))

@@ -95,7 +95,7 @@ def find_modes(
     starts = [middle, *others.to(middle).unbind()] if size <= _MOST_STARTED else [middle]
     found, num_starts = list[Mode](), 0
     for start in starts:
-        if interrupted():
+        if num_starts and interrupted():
             break
         num_starts += 1
         if (mode := find_mode(loss, start)) is not None:

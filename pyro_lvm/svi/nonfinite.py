@@ -33,6 +33,10 @@ class NonFiniteError(ArithmeticError):
         )
 
 
+FAILURES = (NonFiniteError, ValueError, RuntimeError)
+"""What a program may raise where its parameters are too far off."""
+
+
 def blame(program: Program, values: Values, args: tuple[Any, ...]) -> tuple[str | None, str]:
     """Run guide and model once more and find the first site that is not finite.
 

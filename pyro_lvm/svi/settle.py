@@ -14,10 +14,7 @@ from pyro_lvm.importance import Estimate, log_weights, mean_of, totals
 from pyro_lvm.params import Values
 from pyro_lvm.svi.compiled import CompiledLoop
 from pyro_lvm.svi.loop import EagerLoop
-from pyro_lvm.svi.nonfinite import NonFiniteError
-
-FAILURES = (NonFiniteError, ValueError, torch.linalg.LinAlgError)
-"""What a step may raise at parameters that are too far off."""
+from pyro_lvm.svi.nonfinite import FAILURES
 
 _NUM_DRAWS = 1_000  # the same at all parameters, so that their ELBOs have most of their noise in common
 GAIN = 0.02
@@ -88,8 +85,8 @@ def settle(
         told: Called with the number of steps taken.
 
     Raises:
-        NonFiniteError: at a loss or gradient that is not finite, where no ELBO has been; likewise whatever else a step
-            raises.
+        NonFiniteError: at a loss or gradient that is not finite, where no ELBO has been; likewise a ``ValueError`` or
+            ``RuntimeError`` of the model's.
     """
     eager = loop.eager if isinstance(loop, CompiledLoop) else loop
     program = eager.objective.program

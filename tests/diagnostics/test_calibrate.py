@@ -7,6 +7,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from scipy.stats import kstest
+from torch import nn
 
 import pyro_lvm as lvm
 from pyro_lvm.diagnostics.calibration import Calibration
@@ -130,6 +131,23 @@ def test_modules_and_parameters_are_left_alone():
     guide = lvm.guides.FlowGuide(normal)
     calibrated(normal, guide, torch.zeros(5), num_simulations=50, num_steps=20)
     assert pyro.get_param_store().keys() == set()
+    assert list(guide.parameters()) == []
+    assert not guide.fitted
+
+
+def test_lazy_modules_stay_lazy():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.LazyLinear(1)
+
+        def forward(self, y):
+            pyro.sample("mean", dist.Normal(self.net(y)[0], 1.0))
+
+    encoder = Encoder()
+    for num_rows in (5, 3):
+        calibrated(normal, encoder, torch.zeros(num_rows), num_simulations=50, num_steps=20)
+        assert isinstance(encoder.net, nn.LazyLinear)
 
 
 def test_discrete_latents_are_ranked_with_ties_broken_at_random():
@@ -166,6 +184,26 @@ def test_models_that_cannot_be_simulated_are_refused():
         x = pyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))
         pyro.sample("y", dist.Normal(x.expand(len(y)), 1.0).to_event(1), obs=y)
 
+    def weighted(y):
+        with pyro.poutine.scale(scale=0.3):
+            normal(y)
+
+    def own_rows(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 2.0))
+        with pyro.plate("rows", 100, subsample_size=len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    def masked(y):
+        with pyro.plate("rows", len(y)), pyro.poutine.mask(mask=torch.arange(len(y)) > 0):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    with pytest.raises(ValueError, match="'mean' is weighted"):
+        calibrated(weighted, "mean_field", torch.zeros(3))
+    with pytest.raises(ValueError, match="takes 3 of its 100 elements"):
+        calibrated(own_rows, "mean_field", torch.zeros(3))
+    with pytest.raises(ValueError, match="'z' is masked"):
+        calibrated(masked, "mean_field", torch.zeros(3))
     with pytest.raises(ValueError, match="has the parameter 'loc'"):
         calibrated(parameter, "mean_field", torch.zeros(2))
     with pytest.raises(ValueError, match="improper"):
@@ -185,6 +223,11 @@ def test_observations_are_read_by_their_sites_alone():
         pyro.factor("prior", -(mean**2))
         pyro.sample("y", dist.Normal(mean.expand(len(y)), 1.0).to_event(1), obs=y)
 
+    def bounded(y):
+        mean = pyro.sample("mean", dist.Normal(1.0, 1.0))
+        pyro.factor("bound", torch.where(mean > 0, 0.0, -torch.inf))
+        pyro.sample("y", dist.Normal(mean.expand(len(y)), 1.0).to_event(1), obs=y)
+
     def given_twice(x, y):
         mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
         pyro.sample("y", dist.Normal(mean.expand(len(x)), 1.0).to_event(1), obs=y)
@@ -197,6 +240,9 @@ def test_observations_are_read_by_their_sites_alone():
         calibrated(regressed_on_the_past, "mean_field", torch.zeros(5))
     with pytest.raises(ValueError, match="'prior' is a factor of the latents"):
         calibrated(weighed, "mean_field", torch.zeros(5))
+    for seed in range(5):
+        with pytest.raises(ValueError, match="'bound' is a factor of the latents"):
+            calibrated(bounded, "mean_field", torch.zeros(5), seed=seed)
     y = torch.zeros(5)
     with pytest.raises(ValueError, match="no argument of the model of their own"):
         calibrated(given_twice, "mean_field", y, y)
@@ -212,6 +258,8 @@ def test_what_one_observation_says_of_the_next_is_simulated():
         x = pyro.sample("x", dist.Normal(z, 1.0), obs=x)
         pyro.sample("y", dist.Normal(x, 1.0), obs=y)
         pyro.factor("constant", torch.tensor(2.0))
+
+        pyro.deterministic("above" if z > 0 else "below", z)
 
     def guide(x, y):
         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))

@@ -1,5 +1,6 @@
 """Several fits in one call."""
 
+import functools
 import os
 import signal
 
@@ -11,6 +12,8 @@ from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 import pyro_lvm as lvm
+from pyro_lvm.interrupts import interrupts
+from pyro_lvm.svi.restarts import best_of
 
 
 def two_modes():
@@ -86,8 +89,56 @@ def test_guides_of_ones_own_start_each_fit_where_the_first_did(kind):
     result = quick(model, guide, num_restarts=3, num_steps=20)
     alone = [quick(model, kind(model), num_steps=20, seed=seed).restarts.item() for seed in range(3)]
     assert result.restarts.tolist() == alone
-    again = quick(model, guide, num_restarts=1, num_steps=20)  # from where the best has left it
-    assert again.restarts.item() not in alone
+
+
+def test_modules_are_left_at_the_best_which_is_not_the_last():
+    guide = AutoNormal(two_modes)
+    result = quick(two_modes, guide, num_restarts=3, num_steps=20)
+    assert result.restarts.argmax() != 2
+    for name, value in result.params.items():
+        held = functools.reduce(getattr, name.removeprefix("AutoNormal.").split("."), guide)
+        assert torch.equal(held, value)
+
+
+def test_lazy_modules_start_each_fit_as_they_are():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.LazyLinear(1)
+
+        def forward(self, x):
+            pyro.sample("y", dist.Normal(self.net(x), 1.0).to_event(2), obs=torch.zeros(4, 1))
+
+    result = quick(Model(), None, torch.ones(4, 2), num_restarts=3, num_steps=5)
+    alone = [quick(Model(), None, torch.ones(4, 2), num_steps=5, seed=seed).restarts.item() for seed in range(3)]
+    assert result.restarts.tolist() == alone
+
+
+def test_a_guide_is_as_it_was_after_an_error():
+    def model():
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    def fail(state):
+        raise LookupError
+
+    guide = AutoNormal(model)
+    with pytest.raises(LookupError):
+        quick(model, guide, num_restarts=2, callbacks=[fail])
+    assert list(guide.parameters()) == []
+    assert guide.prototype_trace is None
+
+
+def test_what_a_later_fit_raises_is_passed_over():
+    def fit(seed, init_loc_fn):
+        if seed != good:
+            raise torch.linalg.LinAlgError("no Cholesky factor")
+        return quick(two_modes, "mean_field", num_steps=10, seed=seed)
+
+    good = 0
+    assert best_of(3, two_modes, "mean_field", fit, 0).restarts.isfinite().tolist() == [True, False, False]
+    good = 1
+    with pytest.raises(torch.linalg.LinAlgError):  # which may be an argument's fault
+        best_of(3, two_modes, "mean_field", fit, 0)
 
 
 def test_an_interrupt_leaves_out_the_rest():
@@ -97,6 +148,29 @@ def test_an_interrupt_leaves_out_the_rest():
     result = quick(two_modes, "mean_field", num_restarts=4, callbacks=[press])
     assert len(result.restarts) == 1
     assert result.num_steps < 300
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_one_within_another_is_told_and_a_second_ctrl_c_acts_at_once():
+    def press():
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with interrupts() as outer:
+        with interrupts() as inner:
+            assert not inner()
+            press()
+            assert inner()
+        assert outer()
+        with interrupts() as next_one:
+            assert next_one()
+            with pytest.raises(KeyboardInterrupt):
+                press()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with interrupts() as outer:
+        with interrupts():
+            pass
+        press()
+        assert outer()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
