@@ -1,5 +1,6 @@
 """The guide that climbs: where it stops, what it tells, and that its draws are those of the posterior."""
 
+import itertools
 import math
 
 import pyro
@@ -350,6 +351,21 @@ def test_every_guide_that_fails_is_told():
         pyro.factor("never", x * torch.inf)
 
     with pytest.raises(ValueError, match="no guide could be fitted"):
+        auto(model, compile=False)
+
+
+def test_what_a_model_raises_is_told_of_each_guide():
+    runs = itertools.count()
+
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        if next(runs) > 40:
+            raise RuntimeError("the solver failed")
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(0.0))
+
+    with pytest.raises(
+        ValueError, match=r"mean_field: failed.*the solver.*full_rank: failed.*the solver.*flow: failed"
+    ):
         auto(model, compile=False)
 
 
