@@ -74,9 +74,8 @@ def script(tmp_path):
 @pytest.mark.parametrize(
     "kind",
     [
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("full", "minibatch")),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("full", "minibatch", "loader")),
         "scheduler",
-        "loader",
         "own generator",
     ],
 )
