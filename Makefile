@@ -7,9 +7,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed-examples
 	$(BIN)/python examples/demo.py
 
-# Two processes of one thread each are done sooner than one of two.
+# Two processes of one thread each are done sooner than one of two, and one that is done takes tests of the other's.
 test: $(VENV)/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow

@@ -1,5 +1,7 @@
 """Every test is seeded, and none may leave a trace in the global state of torch or Pyro."""
 
+import sys
+
 import pyro
 import pytest
 import torch
@@ -24,6 +26,8 @@ def _seeded_and_clean():
     after = global_state()
     stores = before.pop("param store"), after.pop("param store")
     # The next test starts clean even where this one fails.
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
     pyro.clear_param_store()
     torch.set_default_dtype(before["default dtype"])
     torch.set_num_threads(before["thread count"])
