@@ -144,6 +144,7 @@ class LowRank(Rung):
     """A normal distribution whose covariance is diagonal but for a few directions."""
 
     name, place = "low_rank", "origin"
+    rates, length = (0.01, 0.0006), 500  # there are many parameters
 
     def guide(self, model: Callable) -> AutoGuide:
         """See :class:`Rung`."""
