@@ -26,6 +26,7 @@ from pyro_lvm.svi.modes import MOST_NEWTON, Modes, find_modes
 from pyro_lvm.svi.nonfinite import FAILURES
 from pyro_lvm.svi.result import SVIResult
 from pyro_lvm.svi.rungs import Bent, FullRank, LowRank, MeanField, Rung
+from pyro_lvm.tracing import first_line
 
 _SHORT = 0.8  # of a posterior standard deviation: a guide that has less is bad
 
@@ -86,8 +87,7 @@ def climb(task: Task, progress: bool) -> SVIResult:
             try:
                 reached = fit_rung(task, visible, rung, footholds, interrupted, bar.update)
             except FAILURES as error:
-                text = str(error).splitlines()[0]
-                steps.append(Step(rung.name, "failed", seconds=time.perf_counter() - began, note=text))
+                steps.append(Step(rung.name, "failed", seconds=time.perf_counter() - began, note=first_line(error)))
                 continue
             steps.append(replace(reached.step, seconds=time.perf_counter() - began))
             fitted.append(reached)

@@ -25,6 +25,7 @@ from pyro_lvm.svi.path import ParameterPath
 from pyro_lvm.svi.result import SVIResult
 from pyro_lvm.svi.rungs import Bent, Rung
 from pyro_lvm.svi.settle import Settled, settle
+from pyro_lvm.tracing import first_line
 from pyro_lvm.verdict.judge import judge, lacks_posterior
 
 _NOISE_DRAWS, _NOISE = 64, 0.25  # gradients that are looked at, and the variance that a step's may have
@@ -159,7 +160,7 @@ def _judged(result: SVIResult, seed: int) -> tuple[str, float, bool, str]:
     try:
         verdict = judge(result, _JUDGED_DRAWS, seed, resamples=True)
     except FAILURES as error:
-        return "unknown", math.nan, False, f"it cannot be judged: {str(error).splitlines()[0]}"
+        return "unknown", math.nan, False, f"it cannot be judged: {first_line(error)}"
     resamples = verdict.khat.useful and verdict.drawn.own is None  # else the weights are not those of all latents
     return verdict.grade, verdict.khat.value, resamples, ""
 

@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from pyro_lvm.svi.coordinates import Coordinates
+from pyro_lvm.svi.nonfinite import FAILURES
 
 _MOST_ITERATIONS = 200
 _CLOSE = 1e-4  # nats that a step is still to gain
@@ -61,7 +62,7 @@ def find_mode(loss: Loss, start: Tensor) -> Mode | None:
     """
     try:
         return _descended(loss, start)
-    except (ValueError, RuntimeError):
+    except FAILURES:
         return None
 
 
@@ -103,7 +104,7 @@ def descend(loss: Loss, start: Tensor) -> Tensor:
         try:
             value = loss(leaf)
             (slope,) = torch.autograd.grad(value, leaf)
-        except (ValueError, RuntimeError):
+        except FAILURES:
             return math.inf, np.zeros_like(point)
         return value.item(), slope.double().cpu().numpy()
 
@@ -127,7 +128,7 @@ def _value(loss: Loss, point: Tensor) -> float:
     with torch.no_grad():
         try:
             return loss(point).item()
-        except (ValueError, RuntimeError):
+        except FAILURES:
             return math.inf
 
 

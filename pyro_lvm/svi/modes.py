@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_lvm.sites import median_or_feasible
 from pyro_lvm.svi.coordinates import Coordinates
 from pyro_lvm.svi.laplace import Loss, Mode, curvatures, descend, find_mode
+from pyro_lvm.svi.nonfinite import FAILURES
 from pyro_lvm.svi.objective import Objective
 
 MOST_NEWTON = 1_000
@@ -114,7 +115,7 @@ def _scales(loss: Loss, point: Tensor, seed: int) -> Tensor:
     """Standard deviations by the curvature of each number; ones, where the loss cannot be differentiated twice."""
     try:
         found = curvatures(loss, point, seed)
-    except (ValueError, RuntimeError):
+    except FAILURES:
         return torch.ones_like(point)
     positive = found[found > 0].median().item() if (found > 0).any() else 1.0
     return found.clamp(min=_LEAST * positive).rsqrt()

@@ -15,6 +15,7 @@ from pyro_lvm.params import Values
 from pyro_lvm.svi.compiled import CompiledLoop
 from pyro_lvm.svi.loop import EagerLoop
 from pyro_lvm.svi.nonfinite import FAILURES
+from pyro_lvm.tracing import first_line
 
 _NUM_DRAWS = 1_000  # the same at all parameters, so that their ELBOs have most of their noise in common
 GAIN = 0.02
@@ -120,7 +121,7 @@ def settle(
         except FAILURES as error:
             if not reached.isfinite().all():
                 raise
-            found.note = str(error).splitlines()[0]
+            found.note = first_line(error)
             break
         found.epochs.append(Epoch(step, rate, mean_of(elbo)))
         gain = mean_of(elbo - reached)
