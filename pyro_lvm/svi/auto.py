@@ -21,11 +21,13 @@ from pyro_lvm.modules import move, unchanged_if_it_fails
 from pyro_lvm.program import Program
 from pyro_lvm.sites import prior_trace, refuse_random_rows, sample_sites
 from pyro_lvm.svi.climb import Climb, Step
-from pyro_lvm.svi.fit_rung import Foothold, Reached, Task, fit_rung, parted
+from pyro_lvm.svi.fit_rung import Reached, fit_rung
 from pyro_lvm.svi.modes import MOST_NEWTON, Modes, find_modes
 from pyro_lvm.svi.nonfinite import FAILURES
 from pyro_lvm.svi.result import SVIResult
+from pyro_lvm.svi.rung_start import Foothold
 from pyro_lvm.svi.rungs import Bent, FullRank, LowRank, MeanField, Rung
+from pyro_lvm.svi.task import Task, parted
 from pyro_lvm.tracing import first_line
 
 _SHORT = 0.8  # of a posterior standard deviation: a guide that has less is bad
@@ -77,8 +79,8 @@ def climb(task: Task, progress: bool) -> SVIResult:
         modes = find_modes(task.objective, visible, task.seed, interrupted)
         started = "start" if modes.found or not modes.num_starts else "failed"
         steps.append(Step("laplace", started, seconds=time.perf_counter() - began, note=str(modes)))
-        footholds = [Foothold(modes.coordinates, {})]
-        for rung in _rungs(len(modes.coordinates.loc)):
+        footholds = [Foothold(place, {}) for place in modes.places]
+        for rung in _rungs(len(modes.places[0].loc)):
             bar.set_description_str(rung.name)
             if not learns and (reason := _ruled_out(rung, modes)):
                 steps.append(Step(rung.name, "skipped", note=reason))

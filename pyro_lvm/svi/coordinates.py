@@ -15,11 +15,13 @@ class Coordinates(NamedTuple):
         loc: :math:`\mu`, ``[D]``.
         scale: The diagonal of :math:`S`, ``[D]``.
         tril: :math:`L`, lower triangular with a unit diagonal, ``[D, D]``; None for none.
+        wide: :math:`W` with orthogonal columns, where :math:`L = I + W W^\top`, ``[D, R]``; None for none.
     """
 
     loc: Tensor
     scale: Tensor
     tril: Tensor | None = None
+    wide: Tensor | None = None
 
     @classmethod
     def of_covariance(cls, loc: Tensor, covariance: Tensor) -> Coordinates:
@@ -30,9 +32,23 @@ class Coordinates(NamedTuple):
 
     @property
     def root(self) -> Tensor:
-        """:math:`S L`, ``[D, D]``, in double precision."""
+        """The matrix of the map where there are no wide directions, ``[D, D]``, in double precision."""
         scale = self.scale.double()
         return torch.diag(scale) if self.tril is None else scale.unsqueeze(-1) * self.tril.double()
+
+    @property
+    def factor(self) -> Tensor:
+        """:math:`F` of the covariance :math:`S (I + F F^T) S`, where there are wide directions, ``[D, R]``."""
+        assert self.wide is not None
+        return self.wide * (2 + self.wide.square().sum(0)).sqrt()
+
+    def pulled(self, gradients: Tensor) -> Tensor:
+        """Gradients by the latents as gradients by the coordinates, ``[..., D]``."""
+        pulled = gradients * self.scale.to(gradients)
+        if self.wide is not None:
+            wide = self.wide.to(gradients)
+            return pulled + pulled @ wide @ wide.T
+        return pulled if self.tril is None else pulled @ self.tril.to(gradients)
 
     def independent(self) -> Coordinates:
         """Those of the independent normals nearest to the Gaussian, which have its conditional variances."""

@@ -6,9 +6,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from pyro_lvm.svi.coordinates import Coordinates
@@ -18,7 +16,6 @@ _MOST_ITERATIONS = 200
 _CLOSE = 1e-4  # nats that a step is still to gain
 _FIRST_DAMPING, _LEAST_DAMPING, _MOST_DAMPING = 1e-3, 1e-9, 1e12
 _LESS, _MORE = 10.0, 4.0
-_NUM_SIGNS = 64
 
 Loss = Callable[[Tensor], Tensor]
 
@@ -94,34 +91,6 @@ def _descended(loss: Loss, point: Tensor) -> Mode | None:
             return _mode(point, value, hessian)
         damping = damping / _LESS if damping > _LEAST_DAMPING else 0.0
     return None
-
-
-def descend(loss: Loss, start: Tensor) -> Tensor:
-    """The lowest point that L-BFGS comes to, of a loss of many numbers, ``[D]``."""
-
-    def expanded(point: np.ndarray) -> tuple[float, np.ndarray]:
-        leaf = torch.as_tensor(point).to(start).requires_grad_()
-        try:
-            value = loss(leaf)
-            (slope,) = torch.autograd.grad(value, leaf)
-        except FAILURES:
-            return math.inf, np.zeros_like(point)
-        return value.item(), slope.double().cpu().numpy()
-
-    found = minimize(expanded, start.double().cpu().numpy(), jac=True, method="L-BFGS-B", options={"maxiter": 1_000})
-    return torch.as_tensor(found.x).to(start)
-
-
-def curvatures(loss: Loss, point: Tensor, seed: int) -> Tensor:
-    """The diagonal of the Hessian by random signs (Bekas, Kokiopoulou and Saad 2007), ``[D]``."""
-    leaf = point.detach().requires_grad_()
-    (slope,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
-    generator, total = torch.Generator().manual_seed(seed), torch.zeros_like(point)
-    for _ in range(_NUM_SIGNS):
-        signs = torch.randint(2, point.shape, generator=generator, device="cpu").to(point) * 2 - 1
-        (product,) = torch.autograd.grad(slope, leaf, signs, retain_graph=True)
-        total += signs * product
-    return total / _NUM_SIGNS
 
 
 def _value(loss: Loss, point: Tensor) -> float:

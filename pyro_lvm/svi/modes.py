@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pyro_lvm.sites import median_or_feasible
 from pyro_lvm.svi.coordinates import Coordinates
-from pyro_lvm.svi.laplace import Loss, Mode, curvatures, descend, find_mode
-from pyro_lvm.svi.nonfinite import FAILURES
+from pyro_lvm.svi.laplace import Mode, find_mode
+from pyro_lvm.svi.low_point import descend, deviations
 from pyro_lvm.svi.objective import Objective
 
 MOST_NEWTON = 1_000
@@ -21,7 +21,7 @@ MOST_NEWTON = 1_000
 
 _NUM_STARTS, _MOST_STARTED = 8, 100  # and the latent numbers up to which there are several
 _RANGE = 2.0  # of the starts, about zero in unconstrained space
-_LEAST = 1e-3  # of the median curvature, which is noisy
+_NAMED_SCALE = 0.1  # of guides by name
 _SAME = 0.3  # standard deviations between points that are the same mode
 
 
@@ -30,13 +30,14 @@ class Modes(NamedTuple):
 
     Attributes:
         found: The modes, that with the largest mass first; none if there was none, or too many latents to tell.
-        coordinates: Of the first of them; those about the start of guides by name, if there is none.
+        places: Where guides can start: about the first of them; about the medians of the prior, if there is none; with
+            too many latents to tell about a low point, which may be far from most of the mass, or as guides by name do.
         num_starts: How often a search was begun; 0 if there are too many latents.
         num_reached: How many of them came to the first mode.
     """
 
     found: list[Mode]
-    coordinates: Coordinates
+    places: list[Coordinates]
     num_starts: int
     num_reached: int
 
@@ -48,7 +49,7 @@ class Modes(NamedTuple):
 
     def __str__(self) -> str:
         if not self.num_starts:
-            return "more latents than can be looked through for modes: scales by curvatures at a low point"
+            return "more latents than can be looked through for modes: a low point, and where guides by name start"
         if not self.found:
             return f"no maximum was found from {self.num_starts} starts"
         told = f"{self.num_reached} of {self.num_starts} starts came to the mode taken"
@@ -87,8 +88,9 @@ def find_modes(
     middle = params[name]
     size = len(middle)
     if size > MOST_NEWTON:
-        low = descend(loss, middle)
-        return Modes([], Coordinates(low, _scales(loss, low, seed)), 0, 0)
+        low = descend(loss, middle, deviations(loss, middle, seed))
+        named = Coordinates(middle, torch.full_like(middle, _NAMED_SCALE))
+        return Modes([], [Coordinates(low, deviations(loss, low, seed)), named], 0, 0)
     generator = torch.Generator().manual_seed(seed)
     others = (
         torch.rand(_NUM_STARTS - 1, size, generator=generator, dtype=torch.float64, device="cpu") * 2 - 1
@@ -107,15 +109,5 @@ def find_modes(
         if all(other.distance(mode.loc) > _SAME for other in distinct):
             distinct.append(mode)
     reached = sum(distinct[0].distance(mode.loc) <= _SAME for mode in found) if distinct else 0
-    coordinates = distinct[0].coordinates() if distinct else Coordinates(middle, torch.ones_like(middle))
-    return Modes(distinct, coordinates, num_starts, reached)
-
-
-def _scales(loss: Loss, point: Tensor, seed: int) -> Tensor:
-    """Standard deviations by the curvature of each number; ones, where the loss cannot be differentiated twice."""
-    try:
-        found = curvatures(loss, point, seed)
-    except FAILURES:
-        return torch.ones_like(point)
-    positive = found[found > 0].median().item() if (found > 0).any() else 1.0
-    return found.clamp(min=_LEAST * positive).rsqrt()
+    place = distinct[0].coordinates() if distinct else Coordinates(middle, torch.ones_like(middle))
+    return Modes(distinct, [place], num_starts, reached)

@@ -11,9 +11,11 @@ import torch
 from pyro.infer.autoguide import AutoGuide, AutoLowRankMultivariateNormal
 from torch import Tensor
 
+from pyro_lvm.elbo import Trace_ELBO, TraceSTL_ELBO
 from pyro_lvm.flows import Flow
 from pyro_lvm.guides import FlowGuide
 from pyro_lvm.params import Values
+from pyro_lvm.sites import median_or_feasible
 from pyro_lvm.svi.coordinates import Coordinates
 from pyro_lvm.transforms import ActNorm, PLULinear
 
@@ -26,12 +28,18 @@ class Rung(ABC):
         rates: The first and the smallest learning rate.
         length: Steps of the first epoch.
         place: The parameter that moves all draws of the guide alike.
+        elbo: What is estimated.
+        trial: Steps that are taken from each of several starts, to see which is the best.
+        widens: Whether it starts with the directions in which the posterior is wide.
     """
 
     name: str
     place = "loc"
+    elbo: type[Trace_ELBO] = Trace_ELBO
     rates = (0.05, 0.002)
     length = 250
+    trial = 0
+    widens = False
 
     @abstractmethod
     def guide(self, model: Callable) -> AutoGuide:
@@ -88,6 +96,8 @@ class MeanField(_Bent):
     """Independent normals, by a shift and a scale of each coordinate."""
 
     name, base = "mean_field", "mean_field"
+    elbo = TraceSTL_ELBO
+    trial = 500
 
     def frame(self, at: Coordinates) -> Coordinates:
         """See :class:`Rung`."""
@@ -144,25 +154,28 @@ class LowRank(Rung):
     """A normal distribution whose covariance is diagonal but for a few directions."""
 
     name, place = "low_rank", "origin"
+    elbo = TraceSTL_ELBO  # whose noise moves the directions that are not needed least
+    widens = True
     rates, length = (0.01, 0.0006), 500  # there are many parameters
 
     def guide(self, model: Callable) -> AutoGuide:
         """See :class:`Rung`."""
-        return _LowRank(model)
+        return _LowRank(model, init_loc_fn=median_or_feasible)
 
     def start(self, at: Coordinates) -> dict[str, Tensor]:
         """See :class:`Rung`."""
-        return {"origin": at.loc, "unit": at.scale, "loc": torch.zeros_like(at.loc), "scale": torch.ones_like(at.loc)}
+        found = {"origin": at.loc, "unit": at.scale, "loc": torch.zeros_like(at.loc), "scale": torch.ones_like(at.loc)}
+        return found if at.wide is None else found | {"wide": at.wide, "cov_factor": at.factor}
 
     def held(self, names: Iterable[str]) -> list[str]:
         """See :class:`Rung`."""
-        return ["origin", "unit"]
+        return ["origin", "unit", "wide"]
 
     def finish(self, guide: AutoGuide, params: Values) -> dict[str, Tensor]:
         """See :class:`Rung`."""
-        unit, scale = params["unit"], params["scale"]
-        moved = params["origin"] + unit * params["loc"]
-        return {"loc": moved, "scale": unit * scale, "cov_factor": params["cov_factor"]}
+        unit, scale, wide = params["unit"], params["scale"], params["wide"]
+        moved = params["loc"] + wide @ (wide.T @ params["loc"])
+        return {"loc": params["origin"] + unit * moved, "scale": unit * scale, "cov_factor": params["cov_factor"]}
 
     def coordinates(self, params: Values) -> Coordinates:
         """See :class:`Rung`."""
@@ -180,11 +193,12 @@ class _LowRank(AutoLowRankMultivariateNormal):
             self.cov_factor.mul_(0.1)  # near the diagonal that is known already
         self.origin = torch.nn.Parameter(self.loc.detach().clone())
         self.unit = torch.nn.Parameter(torch.ones_like(self.loc))
+        self.wide = torch.nn.Parameter(torch.zeros_like(self.cov_factor))
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> dist.LowRankMultivariateNormal:
         """See :class:`Rung`."""
         scale = self.unit * self.scale
-        loc = self.origin + self.unit * self.loc
+        loc = self.origin + self.unit * (self.loc + self.wide @ (self.wide.T @ self.loc))
         return dist.LowRankMultivariateNormal(loc, self.cov_factor * scale.unsqueeze(-1), scale.square())
 
 
