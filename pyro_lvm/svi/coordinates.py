@@ -15,7 +15,7 @@ class Coordinates(NamedTuple):
         loc: :math:`\mu`, ``[D]``.
         scale: The diagonal of :math:`S`, ``[D]``.
         tril: :math:`L`, lower triangular with a unit diagonal, ``[D, D]``; None for none.
-        wide: :math:`W` with orthogonal columns, where :math:`L = I + W W^\top`, ``[D, R]``; None for none.
+        wide: In place of it :math:`W` with orthogonal columns, of :math:`L = I + W W^\top`, ``[D, R]``; None for none.
     """
 
     loc: Tensor
@@ -33,6 +33,7 @@ class Coordinates(NamedTuple):
     @property
     def root(self) -> Tensor:
         """The matrix of the map where there are no wide directions, ``[D, D]``, in double precision."""
+        assert self.wide is None
         scale = self.scale.double()
         return torch.diag(scale) if self.tril is None else scale.unsqueeze(-1) * self.tril.double()
 
@@ -52,6 +53,8 @@ class Coordinates(NamedTuple):
 
     def independent(self) -> Coordinates:
         """Those of the independent normals nearest to the Gaussian, which have its conditional variances."""
+        if self.tril is None:
+            return Coordinates(self.loc, self.scale)
         precision = torch.cholesky_inverse(self.root)
         return Coordinates(self.loc, precision.diagonal().rsqrt().to(self.loc))
 

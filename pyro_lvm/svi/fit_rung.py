@@ -13,7 +13,7 @@ from pyro_lvm.svi.climb import Step
 from pyro_lvm.svi.nonfinite import FAILURES
 from pyro_lvm.svi.path import ParameterPath
 from pyro_lvm.svi.result import SVIResult
-from pyro_lvm.svi.rung_start import Foothold, find_start, rung_loop
+from pyro_lvm.svi.rung_start import Foothold, enough_particles, find_start, rung_loop
 from pyro_lvm.svi.rungs import Bent, Rung
 from pyro_lvm.svi.settle import Settled, settle
 from pyro_lvm.svi.task import Task, parted
@@ -50,7 +50,8 @@ def fit_rung(
     guide = rung.guide(visible)
     objective = task.objective(guide).with_elbo(rung.elbo())
     start = find_start(task, objective, guide, rung, footholds, interrupted)
-    loop = rung_loop(task, objective, guide, rung, start)
+    num_particles = enough_particles(objective, guide, rung, start)
+    loop = rung_loop(task, objective, guide, rung, start.values, num_particles)
     with randomness.seeded(task.seed):
         chosen = choose_loop(loop, task.compile, _TYPICAL_STEPS, task.seed, watched=False)
         settled = settle(chosen, rung.rates, rung.length, task.seed, interrupted, told)
@@ -64,7 +65,7 @@ def fit_rung(
         khat,
         settled.elbo,
         len(settled.losses),
-        loop.objective.elbo.num_particles,
+        num_particles,
         note="; ".join(filter(None, [settled.note, note])),
         epochs=tuple(settled.epochs),
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_lvm.svi.laplace import Loss
 from pyro_lvm.svi.nonfinite import FAILURES
 
-_NUM_SIGNS, _PASSES = 64, 2
+_NUM_SIGNS, _PASSES = 64, 3
 _LEAST = 1e-3  # of the median curvature, which is noisy
 
 
@@ -33,16 +33,23 @@ def descend(loss: Loss, start: Tensor, scale: Tensor) -> Tensor:
 
 
 def deviations(loss: Loss, point: Tensor, seed: int) -> Tensor:
-    """Standard deviations by the curvature of each number, ``[D]``; ones, where there is no second derivative."""
-    found = torch.ones_like(point)
+    """Standard deviations by the curvature of each number, ``[D]``; ones, where there is no second derivative.
+
+    An estimate has noise in the units of other numbers, and so is made better in some passes, in units of the scales so
+    far. No pass makes a scale more than 1.4 times as large, for a curvature near zero, or below, may be noise.
+    """
+    ones = torch.ones_like(point)
     try:
-        for _ in range(_PASSES):  # what is estimated of one number has noise in the units of others
-            curvature = curvatures(loss, point, found, seed)
-            positive = curvature[curvature > 0].median().item() if (curvature > 0).any() else 1.0
-            found = found * curvature.clamp(min=_LEAST * positive).rsqrt()
+        curvature = curvatures(loss, point, ones, seed)
+        positive = curvature.isfinite() & (curvature > 0)
+        typical = curvature[positive].median().item() if positive.any() else 1.0
+        scale = torch.where(curvature.isfinite(), curvature, typical).clamp(min=_LEAST * typical).rsqrt()
+        for _ in range(_PASSES):
+            curvature = curvatures(loss, point, scale, seed)
+            scale = scale * torch.where(curvature.isfinite(), curvature, 1.0).clamp(min=0.5).rsqrt()
     except FAILURES:
-        return torch.ones_like(point)
-    return found
+        return ones
+    return scale
 
 
 def curvatures(loss: Loss, point: Tensor, scale: Tensor, seed: int) -> Tensor:

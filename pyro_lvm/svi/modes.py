@@ -30,8 +30,8 @@ class Modes(NamedTuple):
 
     Attributes:
         found: The modes, that with the largest mass first; none if there was none, or too many latents to tell.
-        places: Where guides can start: about the first of them; about the medians of the prior, if there is none; with
-            too many latents to tell about a low point, which may be far from most of the mass, or as guides by name do.
+        places: Where guides can start. About the first mode; if there is none, about the medians of the prior. With too
+            many latents to tell, about a low point, which may be far from most of the mass, and as guides by name do.
         num_starts: How often a search was begun; 0 if there are too many latents.
         num_reached: How many of them came to the first mode.
     """
@@ -67,7 +67,8 @@ def find_modes(
 ) -> Modes:
     """Look for the modes of a model's latents in unconstrained space, its parameters as they are.
 
-    One search starts at the medians of the prior, seven of at most 100 latents anywhere between -2 and 2.
+    One search starts at the medians of the prior, seven of at most 100 latents anywhere between -2 and 2. Of more than
+    1,000 latents L-BFGS looks for a low point, with scales by random signs.
 
     Args:
         prepare: Makes the objective of a guide ready.

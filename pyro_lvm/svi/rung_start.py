@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -49,84 +50,44 @@ def find_start(
     footholds: list[Foothold],
     interrupted: Callable[[], bool],
 ) -> Start:
-    """The start with the largest ELBO, after some steps from each where the rung asks for them."""
-    starts = [_start(objective, guide, rung, foothold) for foothold in footholds]
+    """The start with the largest ELBO, also after some steps from each where the rung asks for them.
+
+    Raises:
+        ValueError: if a guide can start at none of them.
+    """
+    compared = objective.with_elbo(Trace_ELBO(_COMPARING_DRAWS))
+    starts, failure = list[Start](), None
+    for foothold in footholds:
+        try:
+            starts.append(_start(objective, guide, rung, foothold))
+        except ValueError as error:  # it is not finite
+            failure = error
+    if failure and not starts:
+        raise failure
     if rung.trial and len(starts) > 1:
-        starts = [_tried(task, objective, guide, rung, start, interrupted) for start in starts]
+        starts += [_moved(task, objective, guide, rung, start, interrupted) for start in starts]
+    losses = [_loss(task, compared, start.values) for start in starts]
+    best = starts[losses.index(min(losses))]
+    if rung.widens and not interrupted() and (wider := _widened(task, objective, guide, rung, best)) is not None:
+        return wider if _loss(task, compared, wider.values) < min(losses) else best
+    return best
 
-    def loss(start: Start) -> float:
-        return _loss(task, objective, start.values)
 
-    best = min(starts, key=loss)
-    return min(best, _widened(task, objective, guide, rung, best), key=loss) if rung.widens else best
-
-
-def rung_loop(task: Task, objective: Objective, guide: AutoGuide, rung: Rung, start: Start) -> EagerLoop:
-    """Steps of all parameters but those that the rung holds, with the particles that they need at the start."""
-    values = start.values
+def rung_loop(
+    task: Task, objective: Objective, guide: AutoGuide, rung: Rung, values: dict[str, Tensor], num_particles: int
+) -> EagerLoop:
+    """Steps of all parameters but those that the rung holds."""
     held = {f"{guide._pyro_name}.{name}" for name in rung.held(parted(values, guide)[0])}
     moved = [i for i, name in enumerate(values) if name not in held]
 
     def optimizer(params: list[Tensor]) -> torch.optim.Optimizer:
         return torch.optim.Adam([params[i] for i in moved], rung.rates[0])
 
-    num_particles = _num_particles(objective, guide, rung, start)
     noisy = objective.with_elbo(rung.elbo(num_particles))
     return EagerLoop(noisy, values, WholeData(task.data, None), task.data.num_rows, optimizer, None, None)
 
 
-def _start(objective: Objective, guide: AutoGuide, rung: Rung, foothold: Foothold) -> Start:
-    parameters, at = objective.program.parameters, rung.frame(foothold.coordinates)
-    own = {f"{guide._pyro_name}.{name}": value for name, value in rung.start(at).items()}
-    return Start(parameters.start() | foothold.shared | parameters.unconstrained(own), at)
-
-
-def _tried(
-    task: Task, objective: Objective, guide: AutoGuide, rung: Rung, start: Start, interrupted: Callable[[], bool]
-) -> Start:
-    """Some steps on; where they fail, the start itself."""
-    loop = rung_loop(task, objective, guide, rung, start)
-    with randomness.seeded(task.seed):
-        try:
-            loop.run(0, rung.trial, interrupted)
-        except FAILURES:
-            return start
-    return start._replace(values={name: value.detach() for name, value in loop.params.items()})
-
-
-def _widened(task: Task, objective: Objective, guide: AutoGuide, rung: Rung, start: Start) -> Start:
-    """With the directions in which the posterior, at draws of the guide, is the widest; the start itself without them.
-
-    The curvature is that by the place of all draws: its mean over the guide, which at the Gaussian with the largest
-    ELBO is the precision (Opper and Archambeau 2009).
-    """
-    leaf = start.values[place := _place(guide, rung)].detach().requires_grad_()
-    try:
-        with randomness.seeded(task.seed):
-            expected = objective.with_elbo(Trace_ELBO(_CURVATURE_DRAWS))({**start.values, place: leaf}, task.data.args)
-        (slope,) = torch.autograd.grad(expected, leaf, create_graph=True)
-        wide = wide_directions(slope, leaf, start.coordinates.scale, task.seed)
-    except FAILURES:
-        return start
-    _, shared = parted(start.values, guide)
-    return _start(objective, guide, rung, Foothold(start.coordinates._replace(wide=wide), shared))
-
-
-def _place(guide: AutoGuide, rung: Rung) -> str:
-    return f"{guide._pyro_name}.{rung.place}"
-
-
-def _loss(task: Task, objective: Objective, values: Values) -> float:
-    """Of common draws; infinite where it is not finite, or where the model raises."""
-    with randomness.seeded(task.seed):
-        try:
-            found = objective.with_elbo(Trace_ELBO(_COMPARING_DRAWS)).value(values, task.data.args)
-        except FAILURES:
-            return math.inf
-    return found if math.isfinite(found) else math.inf
-
-
-def _num_particles(objective: Objective, guide: AutoGuide, rung: Rung, start: Start) -> int:
+def enough_particles(objective: Objective, guide: AutoGuide, rung: Rung, start: Start) -> int:
     """The draws that bring the variance of a gradient, in coordinates, down to a quarter: 4 to 64, a power of two."""
     place = _place(guide, rung)
     loc, gradients = start.values[place].detach().requires_grad_(), list[Tensor]()
@@ -142,3 +103,52 @@ def _num_particles(objective: Objective, guide: AutoGuide, rung: Rung, start: St
     if not math.isfinite(noise):
         return most
     return min(most, max(least, 2 ** math.ceil(math.log2(max(1.0, noise / _NOISE)))))
+
+
+def _start(objective: Objective, guide: AutoGuide, rung: Rung, foothold: Foothold) -> Start:
+    parameters, at = objective.program.parameters, rung.frame(foothold.coordinates)
+    own = {f"{guide._pyro_name}.{name}": value for name, value in rung.start(at).items()}
+    return Start(parameters.start() | foothold.shared | parameters.unconstrained(own), at)
+
+
+def _moved(
+    task: Task, objective: Objective, guide: AutoGuide, rung: Rung, start: Start, interrupted: Callable[[], bool]
+) -> Start:
+    """Some steps on, or where steps fail."""
+    values = {name: value.clone() for name, value in start.values.items()}
+    loop = rung_loop(task, objective, guide, rung, values, _PARTICLES[0])
+    with randomness.seeded(task.seed), suppress(*FAILURES):
+        loop.run(0, rung.trial, interrupted)
+    return start._replace(values={name: value.detach() for name, value in loop.params.items()})
+
+
+def _widened(task: Task, objective: Objective, guide: AutoGuide, rung: Rung, start: Start) -> Start | None:
+    """With the directions in which the posterior, at draws of the guide, is the widest; None where they are unknown.
+
+    The curvature is that by the place of all draws: its mean over the guide, which at the Gaussian with the largest
+    ELBO is the precision (Opper and Archambeau 2009).
+    """
+    leaf = start.values[place := _place(guide, rung)].detach().requires_grad_()
+    _, shared = parted(start.values, guide)
+    try:
+        with randomness.seeded(task.seed):
+            expected = objective.with_elbo(Trace_ELBO(_CURVATURE_DRAWS))({**start.values, place: leaf}, task.data.args)
+        (slope,) = torch.autograd.grad(expected, leaf, create_graph=True)
+        wide = wide_directions(slope, leaf, start.coordinates.scale, task.seed)
+        return _start(objective, guide, rung, Foothold(start.coordinates._replace(wide=wide), shared))
+    except FAILURES:
+        return None
+
+
+def _place(guide: AutoGuide, rung: Rung) -> str:
+    return f"{guide._pyro_name}.{rung.place}"
+
+
+def _loss(task: Task, compared: Objective, values: Values) -> float:
+    """Of common draws; infinite where it is not finite, or where the model raises."""
+    with randomness.seeded(task.seed):
+        try:
+            found = compared.value(values, task.data.args)
+        except FAILURES:
+            return math.inf
+    return found if math.isfinite(found) else math.inf

@@ -18,7 +18,7 @@ from pyro_lvm.svi.auto import _taken
 from pyro_lvm.svi.climb import Step
 from pyro_lvm.svi.coordinates import Coordinates
 from pyro_lvm.svi.fit_rung import Reached, fit_rung
-from pyro_lvm.svi.rung_start import Foothold, find_start
+from pyro_lvm.svi.rung_start import Foothold, find_start, rung_loop
 from pyro_lvm.svi.rungs import FullRank, LowRank, MeanField
 from pyro_lvm.svi.task import Task
 from pyro_lvm.verdict.marginals import MOST_MEAN_ERROR, MOST_SD_ERROR
@@ -296,7 +296,17 @@ def started(rung, model, *places):
     objective = task(model).objective(guide).with_elbo(rung.elbo())
     footholds = [Foothold(at, {}) for at in places]
     start = find_start(task(model), objective, guide, rung, footholds, lambda: False)
-    return start.coordinates.loc, -objective.with_elbo(lvm.elbo.Trace_ELBO(1_000)).value(start.values, ())
+    return start.coordinates, -objective.with_elbo(lvm.elbo.Trace_ELBO(2_000)).value(start.values, ())
+
+
+def of_a_common_number(scales):
+    """Numbers z_i = s_i (u + e_i), u around 2: a Gaussian of which the largest ELBO is 0."""
+
+    def model():
+        u = pyro.sample("u", dist.Normal(2.0, 1.0))
+        pyro.sample("z", dist.Normal(u * scales, scales).to_event(1))
+
+    return model
 
 
 def test_a_mean_field_starts_where_some_steps_come_to_the_best():
@@ -313,21 +323,99 @@ def test_a_mean_field_starts_where_some_steps_come_to_the_best():
     infinite = Coordinates(torch.tensor([200.0, *[0.0] * 10]), torch.ones(11))
     rung = MeanField()
     rung.trial = 100
-    assert started(rung, model, infinite, collapsed, apart)[0][0] == 0
+    assert started(rung, model, infinite, collapsed, apart)[0].loc[0] == 0
     rung.trial = 0
-    assert started(rung, model, infinite, collapsed, apart)[0][0] == -9
+    assert started(rung, model, infinite, collapsed, apart)[0].loc[0] == -9
+
+
+def test_steps_that_lead_away_are_not_taken():
+    """The best independent normals have the conditional scales, and log 10 less than the evidence."""
+    scales = torch.logspace(-2, 2, 99)
+    rung = MeanField()
+    rung.trial = 100
+    best = Coordinates(torch.cat([torch.tensor([2.0]), 2 * scales]), torch.cat([torch.tensor([0.1]), scales]))
+    far = Coordinates(torch.zeros(100), torch.full((100,), 0.1))
+    at, elbo = started(rung, of_a_common_number(scales), far, best)
+    assert at.loc[0] == 2
+    assert elbo == pytest.approx(-math.log(10), abs=0.15)  # 4 standard errors
+
+
+def test_a_guide_starts_where_it_can():
+    finite = Coordinates(torch.zeros(3), torch.ones(3))
+    nowhere = Coordinates(torch.full((3,), torch.nan), torch.ones(3))
+    for rung in (MeanField(), LowRank()):
+        rung.trial = 0
+        at, _ = started(rung, of_a_common_number(torch.ones(2)), nowhere, finite)
+        assert at.loc.eq(0).all()
+        with pytest.raises(ValueError, match="not finite"):
+            started(rung, of_a_common_number(torch.ones(2)), nowhere, nowhere)
 
 
 def test_a_low_rank_guide_starts_with_the_wide_directions():
-    """Of 100 numbers z_i = s_i (u + e_i), scales from 0.01 to 100: a Gaussian, of which the largest ELBO is 0."""
     scales = torch.logspace(-2, 2, 99)
+    at = Coordinates(torch.cat([torch.tensor([2.0]), 2 * scales]), torch.cat([torch.tensor([0.1]), scales]))
+    _, elbo = started(LowRank(), of_a_common_number(scales), at)
+    assert elbo == pytest.approx(-0.15, abs=0.05)  # u has twice the variance given all z: 0.5 (1 - log 2)
+
+
+def test_directions_that_mislead_are_not_taken():
+    """A density that is flat but for walls at -1 and 1, by draws that do not reach them."""
 
     def model():
-        u = pyro.sample("u", dist.Normal(0.0, 1.0))
-        pyro.sample("z", dist.Normal(u * scales, scales).to_event(1))
+        x = pyro.sample("x", dist.ImproperUniform(dist.constraints.real_vector, (), (9,)))
+        pyro.factor("density", -(x.abs() - 1).relu().pow(4).sum() * 100 - 1e-6 * x.square().sum())
 
-    at = Coordinates(torch.zeros(100), torch.cat([torch.tensor([0.1]), scales]))
-    assert started(LowRank(), model, at)[1] == pytest.approx(-0.15, abs=0.1)  # u alone is wider: 0.5 (1 - log 2)
+    at, elbo = started(LowRank(), model, Coordinates(torch.zeros(9), torch.full((9,), 0.1)))
+    assert at.wide is None
+    assert elbo == pytest.approx(9 * math.log(0.1 * (2 * math.pi * math.e) ** 0.5), abs=0.2)
+
+
+def test_a_low_rank_guide_is_what_it_becomes():
+    generator = torch.Generator().manual_seed(0)
+    origin, unit, loc, scale = (torch.rand(9, generator=generator) + 0.5 for _ in range(4))
+    wide, factor = (torch.randn(9, 3, generator=generator) for _ in range(2))
+    model = of_a_common_number(torch.ones(8))
+    guide = LowRank().guide(model)
+    task(model).objective(guide)
+    params = {"origin": origin, "unit": unit, "loc": loc, "scale": scale, "wide": wide, "cov_factor": factor}
+    for name, value in params.items():
+        setattr(guide, name, value if name == "scale" else torch.nn.Parameter(value))
+    root = torch.diag(unit * scale)
+    moved, becomes = guide.get_posterior(), LowRank().finish(guide, params)
+    covariance = root @ (torch.eye(9) + factor @ factor.T) @ root
+    torch.testing.assert_close(moved.loc, origin + unit * ((torch.eye(9) + wide @ wide.T) @ loc))
+    torch.testing.assert_close(moved.covariance_matrix, covariance)
+    torch.testing.assert_close(becomes["loc"], moved.loc)
+    by_name = becomes["scale"].unsqueeze(-1) * becomes["cov_factor"]  # as Pyro's guide has its factor
+    torch.testing.assert_close(by_name @ by_name.T + torch.diag(becomes["scale"].square()), covariance)
+
+
+@pytest.mark.parametrize("rung", [MeanField(), LowRank()])
+def test_at_the_posterior_gradients_have_no_noise(rung):
+    scales = torch.tensor([0.1, 1.0, 10.0])
+
+    def model():
+        pyro.sample("x", dist.Normal(scales, scales).to_event(1))
+
+    guide = rung.guide(model)
+    objective = task(model).objective(guide).with_elbo(rung.elbo())
+    at = Coordinates(scales, scales, wide=None if isinstance(rung, MeanField) else torch.zeros(3, 2))
+    (start,) = [find_start(task(model), objective, guide, rung, [Foothold(at, {})], lambda: True)]
+    values = {name: value.detach().requires_grad_() for name, value in start.values.items()}
+    gradients = torch.autograd.grad(objective(values, ()), list(values.values()), allow_unused=True)
+    assert all(gradient.abs().max() < 1e-4 for gradient in gradients if gradient is not None)
+
+
+def test_what_a_low_rank_guide_holds_does_not_move():
+    model, rung = of_a_common_number(torch.ones(8)), LowRank()
+    guide = rung.guide(model)
+    objective = task(model).objective(guide).with_elbo(rung.elbo())
+    start = {name: value.detach().clone() for name, value in objective.program.parameters.start().items()}
+    loop = rung_loop(task(model), objective, guide, rung, start, 4)
+    before = {name: value.detach().clone() for name, value in start.items()}
+    loop.run(0, 2, lambda: False)
+    same = {name.rpartition(".")[2] for name in before if torch.equal(before[name], loop.params[name])}
+    assert same == {"origin", "unit", "wide"}
 
 
 def test_a_low_rank_guide_starts_without_them_where_a_model_has_no_second_derivative():
@@ -441,18 +529,31 @@ def test_what_a_model_raises_is_told_of_each_guide():
 
 @pytest.mark.slow
 def test_many_latents_take_a_low_rank_guide():
-    """A Gaussian of 1,100 numbers with one common direction, z_i = s_i (u + e_i)."""
     scales = torch.logspace(-2, 2, 1_100)
-
-    def model():
-        u = pyro.sample("u", dist.Normal(0.0, 1.0))
-        pyro.sample("z", dist.Normal(u * scales, scales).to_event(1))
-
-    result = auto(model)
+    result = auto(of_a_common_number(scales))
     assert result.climb.guide == "low_rank"
-    z = result.guide and result.sample(2_000)["z"] / scales
-    assert z.mean(0).abs().max() < 0.2
-    assert (z.std(0) / 2**0.5 - 1).abs().mean() < 0.15
+    z = result.sample(2_000)["z"] / scales
+    assert (z.mean(0) - 2).abs().max() < 0.2
+    assert (z.std(0) / 2**0.5 - 1).abs().mean() < 0.03
+
+
+@pytest.mark.slow
+def test_many_groups_do_not_collapse():
+    """1,200 groups of spread 0.5, some three rows each: the density grows without end as the spread goes to zero."""
+    generator = torch.Generator().manual_seed(1)
+    group = torch.randint(1_200, (4_000,), generator=generator)
+    y = (1 + 0.5 * torch.randn(1_200, generator=generator))[group] + torch.randn(4_000, generator=generator)
+
+    def model(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 5.0))
+        spread = pyro.sample("spread", dist.HalfNormal(2.0))
+        of_group = pyro.sample("of_group", dist.Normal(mean, spread).expand([1_200]).to_event(1))
+        pyro.sample("y", dist.Normal(of_group[group], 1.0).to_event(1), obs=y)
+
+    result = auto(model, y)
+    _, mean_field, low_rank = result.climb.steps
+    assert 0 < low_rank.elbo.value - mean_field.elbo.value < 5
+    assert result.sample(2_000)["spread"].mean().item() == pytest.approx(0.5, abs=0.06)
 
 
 def test_a_full_rank_guide_comes_of_it(fit):
