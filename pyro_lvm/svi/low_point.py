@@ -33,16 +33,19 @@ def descend(loss: Loss, start: Tensor, scale: Tensor) -> Tensor:
 
 
 def deviations(loss: Loss, point: Tensor, seed: int) -> Tensor:
-    """Standard deviations by the curvature of each number, ``[D]``; ones, where there is no second derivative.
+    """Standard deviations by the curvature of each number, ``[D]``; ones, where none is known or positive.
 
     An estimate has noise in the units of other numbers, and so is made better in some passes, in units of the scales so
-    far. No pass makes a scale more than 1.4 times as large, for a curvature near zero, or below, may be noise.
+    far. No pass makes a scale more than 1.4 times as large, for a curvature near zero, or below, may be noise. So none
+    is more than a hundred times as large as most are.
     """
     ones = torch.ones_like(point)
     try:
         curvature = curvatures(loss, point, ones, seed)
         positive = curvature.isfinite() & (curvature > 0)
-        typical = curvature[positive].median().item() if positive.any() else 1.0
+        if not positive.any():
+            return ones
+        typical = curvature[positive].median().item()
         scale = torch.where(curvature.isfinite(), curvature, typical).clamp(min=_LEAST * typical).rsqrt()
         for _ in range(_PASSES):
             curvature = curvatures(loss, point, scale, seed)

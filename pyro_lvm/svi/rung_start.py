@@ -55,17 +55,11 @@ def find_start(
     Raises:
         ValueError: if a guide can start at none of them.
     """
-    compared = objective.with_elbo(Trace_ELBO(_COMPARING_DRAWS))
-    starts, failure = list[Start](), None
-    for foothold in footholds:
-        try:
-            starts.append(_start(objective, guide, rung, foothold))
-        except ValueError as error:  # it is not finite
-            failure = error
-    if failure and not starts:
-        raise failure
+    starts = _possible(objective, guide, rung, footholds)
     if rung.trial and len(starts) > 1:
-        starts += [_moved(task, objective, guide, rung, start, interrupted) for start in starts]
+        further = [_after_steps(task, objective, guide, rung, start, interrupted) for start in starts]
+        starts = _possible(objective, guide, rung, footholds + further)
+    compared = objective.with_elbo(Trace_ELBO(_COMPARING_DRAWS))
     losses = [_loss(task, compared, start.values) for start in starts]
     best = starts[losses.index(min(losses))]
     if rung.widens and not interrupted() and (wider := _widened(task, objective, guide, rung, best)) is not None:
@@ -96,13 +90,30 @@ def enough_particles(objective: Objective, guide: AutoGuide, rung: Rung, start: 
         for _ in range(_NOISE_DRAWS):
             try:
                 loss = objective({**start.values, place: loc}, objective.program.data.args)
+                gradients.append(torch.autograd.grad(loss, loc)[0])
             except FAILURES:
                 return most
-            gradients.append(torch.autograd.grad(loss, loc)[0])
     noise = start.coordinates.pulled(torch.stack(gradients).double()).var(0).mean().item()
     if not math.isfinite(noise):
         return most
     return min(most, max(least, 2 ** math.ceil(math.log2(max(1.0, noise / _NOISE)))))
+
+
+def _possible(objective: Objective, guide: AutoGuide, rung: Rung, footholds: list[Foothold]) -> list[Start]:
+    """The starts that are finite.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    starts, failure = list[Start](), None
+    for foothold in footholds:
+        try:
+            starts.append(_start(objective, guide, rung, foothold))
+        except ValueError as error:
+            failure = error
+    if failure and not starts:
+        raise failure
+    return starts
 
 
 def _start(objective: Objective, guide: AutoGuide, rung: Rung, foothold: Foothold) -> Start:
@@ -111,15 +122,16 @@ def _start(objective: Objective, guide: AutoGuide, rung: Rung, foothold: Foothol
     return Start(parameters.start() | foothold.shared | parameters.unconstrained(own), at)
 
 
-def _moved(
+def _after_steps(
     task: Task, objective: Objective, guide: AutoGuide, rung: Rung, start: Start, interrupted: Callable[[], bool]
-) -> Start:
-    """Some steps on, or where steps fail."""
+) -> Foothold:
+    """Where some steps lead, or those before one that fails."""
     values = {name: value.clone() for name, value in start.values.items()}
-    loop = rung_loop(task, objective, guide, rung, values, _PARTICLES[0])
     with randomness.seeded(task.seed), suppress(*FAILURES):
-        loop.run(0, rung.trial, interrupted)
-    return start._replace(values={name: value.detach() for name, value in loop.params.items()})
+        rung_loop(task, objective, guide, rung, values, _PARTICLES[0]).run(0, rung.trial, interrupted)
+    reached = {name: value.detach() for name, value in values.items()}  # moved where they are
+    own, _ = parted(objective.program.parameters.constrained(reached), guide)
+    return Foothold(rung.coordinates(own), parted(reached, guide)[1])
 
 
 def _widened(task: Task, objective: Objective, guide: AutoGuide, rung: Rung, start: Start) -> Start | None:

@@ -55,8 +55,16 @@ def test_a_loss_that_curves_alike_everywhere_has_none():
     assert directions(torch.ones(SIZE).double(), torch.ones(SIZE).double()).abs().max() < 1e-3
 
 
-def test_a_width_beyond_belief_is_cut():
+def test_directions_without_curvature_have_no_width_to_be_told():
     curvature = torch.ones(SIZE).double()
-    curvature[0] = 1e-9
+    curvature[:2] = torch.tensor([1e-9, 0.25])
+    found = directions(curvature, torch.ones(SIZE).double()).square().sum(0).sort(descending=True).values
+    torch.testing.assert_close(found, torch.tensor([1.0, *[0.0] * (RANK - 1)]).double(), rtol=1e-6, atol=1e-6)
+
+
+def test_directions_that_are_equally_flat_are_all_found():
+    """One vector has products in as many directions as there are curvatures, here two."""
+    curvature = torch.ones(SIZE).double()
+    curvature[:5] = 0.04
     wide = directions(curvature, torch.ones(SIZE).double())
-    assert 1 + wide.square().sum(0).max().item() == pytest.approx(1e3, rel=1e-3)
+    torch.testing.assert_close(wide @ wide.T, 4 * basis()[:, :5] @ basis()[:, :5].T, rtol=1e-3, atol=1e-3)
