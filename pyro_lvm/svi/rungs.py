@@ -97,7 +97,7 @@ class MeanField(_Bent):
 
     name, base = "mean_field", "mean_field"
     elbo = TraceSTL_ELBO
-    trial = 500
+    trial = 2_000
 
     def frame(self, at: Coordinates) -> Coordinates:
         """See :class:`Rung`."""
