@@ -48,7 +48,7 @@ def fit_rung(
             the model raises.
     """
     guide = rung.guide(visible)
-    objective = task.objective(guide).with_elbo(rung.elbo())
+    objective = task.objective(guide)
     start = find_start(task, objective, guide, rung, footholds, interrupted)
     num_particles = enough_particles(objective, guide, rung, start)
     loop = rung_loop(task, objective, guide, rung, start.values, num_particles)

@@ -83,13 +83,13 @@ def rung_loop(
 
 def enough_particles(objective: Objective, guide: AutoGuide, rung: Rung, start: Start) -> int:
     """The draws that bring the variance of a gradient, in coordinates, down to a quarter: 4 to 64, a power of two."""
-    place = _place(guide, rung)
+    place, noisy = _place(guide, rung), objective.with_elbo(rung.elbo())
     loc, gradients = start.values[place].detach().requires_grad_(), list[Tensor]()
     least, most = _PARTICLES
     with randomness.seeded(0):
         for _ in range(_NOISE_DRAWS):
             try:
-                loss = objective({**start.values, place: loc}, objective.program.data.args)
+                loss = noisy({**start.values, place: loc}, objective.program.data.args)
                 gradients.append(torch.autograd.grad(loss, loc)[0])
             except FAILURES:
                 return most

@@ -286,7 +286,7 @@ def test_particles_follow_the_noise_of_the_gradient(precision, particles):
 def started(rung, model, *places):
     """Where a rung starts, and the ELBO there."""
     guide = rung.guide(model)
-    objective = task(model).objective(guide).with_elbo(rung.elbo())
+    objective = task(model).objective(guide)
     footholds = [Foothold(at, {}) for at in places]
     start = find_start(task(model), objective, guide, rung, footholds, lambda: False)
     return start.coordinates, -objective.with_elbo(lvm.elbo.Trace_ELBO(2_000)).value(start.values, ())
@@ -420,7 +420,7 @@ def test_at_the_posterior_gradients_have_no_noise(rung):
     guide = rung.guide(model)
     objective = task(model).objective(guide).with_elbo(rung.elbo())
     at = Coordinates(scales, scales, wide=None if isinstance(rung, MeanField) else torch.zeros(3, 2))
-    (start,) = [find_start(task(model), objective, guide, rung, [Foothold(at, {})], lambda: True)]
+    start = find_start(task(model), objective, guide, rung, [Foothold(at, {})], lambda: True)
     values = {name: value.detach().requires_grad_() for name, value in start.values.items()}
     gradients = torch.autograd.grad(objective(values, ()), list(values.values()), allow_unused=True)
     assert all(gradient.abs().max() < 1e-4 for gradient in gradients if gradient is not None)
@@ -429,7 +429,7 @@ def test_at_the_posterior_gradients_have_no_noise(rung):
 def test_what_a_low_rank_guide_holds_does_not_move():
     model, rung = of_a_common_number(torch.ones(8)), LowRank()
     guide = rung.guide(model)
-    objective = task(model).objective(guide).with_elbo(rung.elbo())
+    objective = task(model).objective(guide)
     start = {name: value.detach().clone() for name, value in objective.program.parameters.start().items()}
     loop = rung_loop(task(model), objective, guide, rung, start, 4)
     before = {name: value.detach().clone() for name, value in start.items()}
